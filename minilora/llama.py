@@ -1,0 +1,324 @@
+"""The Llama transformer, from scratch, in plain PyTorch.
+
+What it replaces: transformers' `LlamaForCausalLM` (Llama 2 and 3, TinyLlama, SmolLM2). Parameter names are Hugging
+Face's, so a state dict, a LoRA target or an adapter file fits both.
+How it works: token vectors run through N equal layers. Each adds attention (rotary positions, grouped key/value
+heads, causal) and then a gated MLP to the running vector, each behind an RMSNorm; a last norm and a linear head give
+the logits. `checkpoint.py` reads and writes folders, `sampling.py` generates.
+What it leaves out: attention dropout, tensor parallelism, and the rope types `dynamic`, `yarn` and `longrope`.
+Where numerics differ: in fp32 nothing beyond the order of additions inside the library's own fused kernels (within
+1e-5 of transformers' logits). Rope tables stay in fp32 when the model is cast, as the tables of a freshly loaded
+transformers model do. Outputs at padded positions are finite but mean nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from .errors import MiniloraError
+
+ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_ROWS = 4096  # positions tabled at first; longer inputs grow the table
+
+
+@dataclass
+class Config:
+    """The shape of a Llama, under Hugging Face's field names. Raises MiniloraError on a shape that cannot be."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "max_position_embeddings"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise MiniloraError(f"config: {name} is {value!r}; it must be a whole number of at least 1")
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if not isinstance(self.head_dim, int) or self.head_dim < 2 or self.head_dim % 2:
+            raise MiniloraError(f"config: head_dim is {self.head_dim!r}; rotary positions turn pairs, so it must be even")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise MiniloraError(
+                f"config: num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}; each key/value head serves an equal group of heads"
+            )
+
+    @classmethod
+    def from_hf(cls, fields: dict[str, Any]) -> Config:
+        """Read config.json's contents, in the layout of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
+
+        Raises MiniloraError where the file describes something other than a plain Llama.
+        """
+        from .checkpoint import config_from_hf
+
+        return config_from_hf(cls, fields)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Contents for config.json, in the layout that transformers 4 and 5 both read."""
+        from .checkpoint import config_to_hf
+
+        return config_to_hf(self)
+
+
+def rope_frequencies(config: Config) -> Tensor:
+    """Angle per position of each pair of dimensions, (head_dim/2,): θ^(-2i/d), scaled for long contexts if asked.
+
+    `llama3` leaves fast pairs alone, slows slow ones by `factor` and blends between (Llama 3.1's scheme).
+    """
+    dim = config.head_dim
+    inverse = 1.0 / (config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))  # (D/2,)
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "linear":
+        inverse = inverse / scaling["factor"]
+    elif kind == "llama3":
+        factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+        old_length = scaling["original_max_position_embeddings"]
+        wavelength = 2 * math.pi / inverse
+        slow = torch.where(wavelength > old_length / low, inverse / factor, inverse)
+        blend = (old_length / wavelength - low) / (high - low)
+        middle = (wavelength <= old_length / low) & (wavelength >= old_length / high)
+        inverse = torch.where(middle, (1 - blend) * slow / factor + blend * slow, slow)
+    elif kind != "default":
+        raise MiniloraError(f"config: rope type {kind!r} is not supported; known are {', '.join(ROPE_TYPES)}")
+    return inverse
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x (B, H, T, D); cos, sin broadcast to it."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+class RotaryTable(nn.Module):
+    """Tables of cos and sin, one row per position; kept in fp32 whatever the model is cast to, and never saved."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.build(min(config.max_position_embeddings, ROPE_ROWS))
+
+    def build(self, rows: int, device: torch.device | str | None = None) -> None:
+        """Fill the tables for positions 0 … rows-1."""
+        inverse = rope_frequencies(self.config).to(device)
+        angles = torch.arange(rows, device=inverse.device).float()[:, None] * inverse  # (rows, D/2)
+        angles = torch.cat((angles, angles), dim=-1)  # (rows, D)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def _apply(self, fn, recurse=True):  # called by .to(), .half(), .cuda() …: follow the device, not the dtype
+        super()._apply(lambda t: t if t.is_meta else torch.empty_like(fn(t), dtype=t.dtype).copy_(t), recurse)
+        return self
+
+    def forward(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """cos and sin for positions start … stop-1, (T, D) each."""
+        if stop > self.cos.shape[0]:
+            self.build(max(stop, 2 * self.cos.shape[0]), self.cos.device)
+        return self.cos[start:stop], self.sin[start:stop]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + ε) · weight, the mean taken in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; each key/value head serves a group of query heads."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.grouped = config.num_key_value_heads != config.num_attention_heads
+        query, key = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query, config.hidden_size, bias=config.attention_bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: tuple | None) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if past is not None:
+            k, v = extend(past, k, v)  # (B, G, S, D)
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One block: attention and MLP, each added to the running vector."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: tuple | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def extend(past: tuple[Tensor, Tensor, int], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Write new keys and values behind the old ones, in place; views on all so far, (B, G, S, D)."""
+    keys, values, start = past
+    stop = start + k.shape[2]
+    keys[:, :, start:stop] = k
+    values[:, :, start:stop] = v
+    return keys[:, :, :stop], values[:, :, :stop]
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, in memory set aside once for `capacity` tokens."""
+
+    def __init__(self, config: Config, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.capacity = capacity
+        self.length = 0
+
+
+def attention_bias(attention_mask: Tensor, length: int) -> Tensor:
+    """Which keys the last `length` queries may see, (B, 1, T, S) bool: real ones, not later, and always itself
+    (so that no padded query is left without a key, which would give NaN)."""
+    S = attention_mask.shape[1]
+    order = torch.arange(S, device=attention_mask.device)
+    query = order[S - length:, None]  # (T, 1)
+    real = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+    return (real & (order <= query)) | (order == query)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and last norm: token ids (B, T) → hidden vectors (B, T, C)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryTable(config)
+        self.gradient_checkpointing = False
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        T, seen = ids.shape[1], 0 if cache is None else cache.length
+        x = self.embed_tokens(ids)  # (B, T, C)
+        cos, sin = self.rotary(seen, seen + T) if attention_mask is None else self.rotary(0, seen + T)
+        mask = None
+        if attention_mask is not None:
+            mask = attention_bias(attention_mask, T)  # (B, 1, T, S)
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]  # (B, T)
+            cos, sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # (B, 1, T, D)
+        elif seen and T > 1:
+            mask = attention_bias(ids.new_ones(1, seen + T), T)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        for index, layer in enumerate(self.layers):
+            if cache is not None:
+                x = layer(x, cos, sin, mask, (cache.keys[index], cache.values[index], seen))
+            elif self.gradient_checkpointing and torch.is_grad_enabled():
+                x = recompute(layer, x, cos, sin, mask, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask)
+        if cache is not None:
+            cache.length = seen + T
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """A causal language model: `model(ids)` gives the logits of each next token."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = None
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(self._initialize)
+
+    def _initialize(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """True: keep only each layer's input for backward and compute the layer again there."""
+        return self.model.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self.model.gradient_checkpointing = bool(on)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden vectors (..., C) → logits (..., V); a tied head is the embedding table itself."""
+        if self.lm_head is None:
+            return F.linear(hidden, self.model.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) for ids (B, T).
+
+        attention_mask: (B, T) of 1 and 0, or (B, seen + T) with a cache, for padded rows; positions count its ones.
+        Right-padded rows need none: the causal order already hides what comes later.
+        """
+        return self.head(self.model(ids, attention_mask, cache))
