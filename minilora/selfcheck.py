@@ -1,0 +1,150 @@
+"""What would train nothing, or the wrong thing, caught before step 1.
+
+What it replaces: hours of a run whose loss looks plausible. Each check stands for a mistake that users of the large
+libraries report again and again; each message names the cause and the remedy.
+How it works: first the batch is looked at (ids, labels, lengths), then the parameters (frozen, trainable, finite, dtypes),
+then one forward and backward pass shows whether a gradient arrives. Gradients and random state are left as they were.
+What it leaves out: whether the learning rate is sensible, whether the data is any good.
+Where numerics differ: nowhere; nothing is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MiniloraError
+from .text import IGNORE
+
+
+class CheckFailed(MiniloraError):
+    """The run would train nothing, or not what was meant."""
+
+
+@dataclass
+class Report:
+    """What `check` saw: numbers of parameters, and the loss before training."""
+
+    trainable: int
+    total: int
+    loss: float
+
+
+def _ids_of(value) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
+    vocabulary = getattr(config, "vocab_size", None)
+    low, high = int(ids.min()), int(ids.max())
+    if vocabulary is not None and (low < 0 or high >= vocabulary):
+        raise CheckFailed(
+            f"the data holds token id {high if high >= vocabulary else low}, the model knows 0 to {vocabulary - 1}; "
+            "use the tokenizer of this model"
+        )
+    longest = int(mask.sum(1).max())
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise CheckFailed(f"a row has {longest} tokens, the model was made for {positions}; lower --seq to {positions}")
+    learned = labels != IGNORE
+    if not bool(learned[:, 1:].any()):
+        raise CheckFailed("all labels of the first batch are masked (-100): nothing to learn; put the answer in `response`")
+    if not bool((labels[learned] == ids[learned]).all()):
+        raise CheckFailed("labels differ from the ids at their own position: they are shifted already; the loss shifts them, pass them unshifted")
+    if bool((learned & (mask == 0)).any()):
+        raise CheckFailed("padding is learned; set the labels of padded positions to -100")
+    for bos in _ids_of(getattr(config, "bos_token_id", None)):
+        if ids.shape[1] > 1 and bool(((ids[:, 0] == bos) & (ids[:, 1] == bos) & (mask[:, 1] == 1)).any()):
+            raise CheckFailed(f"a row starts with two BOS tokens (id {bos}); leave out the one that the prompt brings along")
+    _check_eos(_ids_of(getattr(config, "eos_token_id", None)), ids, labels, mask)
+
+
+def _check_eos(eos: list[int], ids: Tensor, labels: Tensor, mask: Tensor) -> None:
+    """Rows with a masked prompt are questions and answers: an answer must end with an EOS that is learned."""
+    if not eos:
+        return
+    given = (labels[:, 1:] == IGNORE) & (mask[:, 1:] == 1)
+    ends = torch.isin(ids, torch.tensor(eos, device=ids.device)) & (mask == 1)
+    learned = bool((ends & (labels != IGNORE)).any())
+    if not learned and (bool(given.any()) or bool(ends.any())):
+        raise CheckFailed(
+            f"no answer's EOS (id {eos[0]}) is learned, so the model would never stop; "
+            "end each answer with EOS and keep its label, also where PAD is the same token"
+        )
+
+
+def _check_parameters(model: nn.Module) -> None:
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise CheckFailed(f"the weight {name} holds NaN or infinity; load the checkpoint again from a good copy")
+    adapters = {name: p for name, p in named.items() if "lora_" in name}
+    trainable = [name for name, p in named.items() if p.requires_grad]
+    if adapters and not any(p.requires_grad for p in adapters.values()):
+        raise CheckFailed("the model has an adapter, but it is frozen; call lora.use_adapter(model, name) or add it anew")
+    if not trainable:
+        raise CheckFailed("nothing is trainable: all parameters are frozen; call lora.add_lora(model) or unfreeze the model")
+    if adapters:
+        for name in trainable:
+            if "lora_" not in name and "modules_to_save" not in name and not name.endswith(".bias"):
+                raise CheckFailed(f"the base is not frozen: {name} is trainable beside the adapter; set its requires_grad to False")
+        _check_both_zero(adapters)
+    for name in trainable:
+        if named[name].dtype == torch.float16:
+            raise CheckFailed(f"{name} is trained in float16, where AdamW's small updates round to nothing; keep trained weights in float32")
+
+
+def _check_both_zero(adapters: dict[str, nn.Parameter]) -> None:
+    for name, a in adapters.items():
+        b = adapters.get(name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B"))
+        if "_A" in name and b is not None and a.requires_grad and not bool(a.any()) and not bool(b.any()):
+            raise CheckFailed(f"{name} and its B are both zero, so neither gets a gradient, ever; initialise A with random numbers")
+
+
+def _check_gradient(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> float:
+    from .train import loss_sum  # here, since train imports this module
+
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept = {name: p.grad for name, p in named.items()}
+    for parameter in named.values():
+        parameter.grad = None
+    try:
+        total, tokens = loss_sum(model, batch)
+        loss = total.item() / tokens
+        if loss != loss or abs(loss) == float("inf"):
+            raise CheckFailed(f"the loss before training is {loss}; load the model in float32 or bfloat16, and look for damaged weights")
+        if not total.requires_grad:
+            raise CheckFailed(
+                "no gradient reaches the trainable weights: the loss depends on none of them; "
+                "with checkpointing call model.enable_input_require_grads() or use the non-reentrant kind"
+            )
+        total.backward()
+        unreached = [name for name, p in named.items() if p.grad is None]
+        if unreached:
+            raise CheckFailed(
+                f"no gradient reaches {unreached[0]} ({len(unreached)} of {len(named)} trainable weights); "
+                "with checkpointing use the non-reentrant kind, and look for a detach() or no_grad() on the way"
+            )
+        if not any(bool(p.grad.any()) for p in named.values()):
+            raise CheckFailed("all gradients are zero: nothing would move; look for an adapter with scale 0 or both matrices zero")
+        return loss
+    finally:
+        for name, parameter in named.items():
+            parameter.grad = kept[name]
+
+
+def check(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Report:
+    """Raise CheckFailed if a run from here would train nothing; `batch` is what `text.collate` returns.
+
+    Looks at ids and labels, frozen and trainable weights, NaN, dtypes, and runs one forward and backward pass.
+    """
+    ids, labels, mask = batch
+    _check_batch(getattr(model, "config", None), ids, labels, mask)
+    _check_parameters(model)
+    devices = [ids.device] if ids.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        loss = _check_gradient(model, batch)
+    numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return Report(sum(n for n, on in numbers if on), sum(n for n, _ in numbers), loss)

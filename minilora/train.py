@@ -1,0 +1,385 @@
+"""The training loop: rows of ids in, trained weights out, resumable to the last bit.
+
+What it replaces: transformers' `Trainer` and `TrainingArguments`, accelerate's gradient accumulation.
+How it works: AdamW on whatever has `requires_grad`; the learning rate warms up linearly and falls along a cosine. One
+step takes `batch_size * accumulate` rows, cut into `accumulate` micro-batches whose *summed* losses are divided by the
+step's number of learned tokens: the gradient is that of one big batch, however unevenly the answers are spread. Rows are
+shuffled by seed and epoch, then sorted by length within pools, so that little is spent on padding. The order is a
+function of (seed, epoch) alone; with weights, moments and the random generator (see `runs.py`) a run goes on exactly
+where it stopped. `check` (see `selfcheck.py`) looks for what would train nothing before the first step.
+What it leaves out: more than one device (see the lesson on distributed training), fp16 loss scaling, other optimizers.
+Where numerics differ: transformers starts its warm-up at 0 and so wastes a step; here the first step already moves.
+The head is applied at learned positions only, which changes the order of additions in its gradient and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import random
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import MiniloraError
+from .runs import RunFolder
+from .selfcheck import CheckFailed, check
+from .text import IGNORE, Row, Tokenizer, collate, question_and_answer
+
+__all__ = ["TrainConfig", "History", "CheckFailed", "check", "fit", "evaluate_loss", "exact_match", "learning_rate", "Batches"]
+
+POOL = 16  # steps whose rows are sorted by length together: wider saves padding, narrower mixes better
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides the numbers of a run. Raises MiniloraError on values that cannot be."""
+
+    steps: int = 300
+    batch_size: int = 16
+    lr: float = 2e-3
+    warmup: int | None = None  # steps; None: a twentieth of the run, at most 100
+    final_lr: float = 0.0  # the cosine ends at final_lr * lr
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0  # largest gradient norm; 0: no clipping
+    accumulate: int = 1
+    checkpointing: bool = False
+    precision: str = "auto"  # "fp32", "bf16" (autocast), or "auto": bf16 where the device has it fast
+    eval_every: int = 0  # steps; 0: at start and end only
+    save_every: int = 50  # steps; used when `out` is given
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 1, "batch_size": 1, "accumulate": 1, "eval_every": 0, "save_every": 1}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise MiniloraError(f"{name} is {value!r}; give a whole number of {least} or more")
+        for name in ("lr", "weight_decay", "clip", "final_lr"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0 or (name == "lr" and value == 0):
+                raise MiniloraError(f"{name} is {value!r}; give a number above 0, such as 1e-3")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise MiniloraError(f"precision is {self.precision!r}; choose auto, fp32 or bf16")
+        if self.warmup is None:
+            self.warmup = min(100, math.ceil(self.steps / 20))
+        if not 0 <= self.warmup <= self.steps:
+            raise MiniloraError(f"warmup is {self.warmup!r}; give 0 to {self.steps}, the number of steps")
+
+
+@dataclass
+class History:
+    """What a run reports: one record per step, one per validation. `records` are the lines of metrics.jsonl."""
+
+    records: list[dict] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss by step: the mean over the step's learned tokens, before the update."""
+        return [record["loss"] for record in self.records if "loss" in record]
+
+    @property
+    def valid_losses(self) -> list[tuple[int, float]]:
+        """(steps done, validation loss), the first at 0."""
+        return [(record["step"], record["valid_loss"]) for record in self.records if "valid_loss" in record]
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of step 0, 1, …: linear up over `warmup` steps (the last of them is the full rate), then half a cosine."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Batches:
+    """`batches(step)` → the rows of that step. A function of the rows, the seed and the step, so nothing need be saved."""
+
+    def __init__(self, rows: Sequence[Row], size: int, seed: int):
+        if not rows:
+            raise MiniloraError("there are no rows to train on; give at least one example")
+        self.rows, self.size, self.seed = rows, size, seed
+        self.per_epoch = math.ceil(len(rows) / size)
+        self._epoch, self._order = -1, []
+
+    def _shuffle(self, epoch: int) -> list[list[int]]:
+        dice = random.Random(f"{self.seed}/{epoch}")
+        order = list(range(len(self.rows)))
+        dice.shuffle(order)
+        width = self.size * POOL
+        batches = []
+        for start in range(0, len(order), width):
+            pool = sorted(order[start : start + width], key=lambda i: len(self.rows[i][0]))
+            batches += [pool[i : i + self.size] for i in range(0, len(pool), self.size)]
+        dice.shuffle(batches)
+        return batches
+
+    def __call__(self, step: int) -> list[Row]:
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(epoch)
+        return [self.rows[i] for i in self._order[position]]
+
+
+# ----------------------------------------------------------------------------------------------------------- the loss
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def pad_id_of(model: nn.Module) -> int:
+    """Any id will do for padding: its positions are never learned and lie behind what is."""
+    return getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+
+
+def autocast(model: nn.Module, precision: str):
+    """bf16 products where asked for, or under "auto" where the device has units for them; else nothing."""
+    device = device_of(model)
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        precision = "bf16" if fast else "fp32"
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def loss_sum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
+    """Cross-entropy summed over the learned tokens of a batch, and their number.
+
+    A minilora Llama computes logits at these positions only; any other model gives logits (B, T, V), bare or `.logits`.
+    """
+    ids, labels, mask = batch  # (B, T) each
+    wanted = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts token t+1
+    targets = labels[:, 1:][wanted]  # (N,)
+    if hasattr(model, "head") and hasattr(model, "model"):
+        hidden = model.model(ids)  # (B, T, C); padding is on the right, the causal order hides it
+        logits = model.head(hidden[:, :-1][wanted])  # (N, V)
+    else:
+        output = model(ids, attention_mask=mask)
+        logits = getattr(output, "logits", output)[:, :-1][wanted]  # (N, V)
+    return F.cross_entropy(logits.float(), targets, reduction="sum"), targets.numel()
+
+
+def _tensors(rows: Sequence[Row], model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    device = device_of(model)
+    return tuple(tensor.to(device) for tensor in collate(rows, pad_id_of(model)))
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@torch.no_grad()
+def evaluate_loss(model: nn.Module, rows: Sequence[Row], batch_size: int = 32, precision: str = "auto") -> float:
+    """Mean cross-entropy per learned token, in nats. Leaves the model in the mode it was in."""
+    total, count = 0.0, 0
+    ordered = sorted(rows, key=lambda row: len(row[0]))
+    with _mode(model, False), autocast(model, precision):
+        for start in range(0, len(ordered), batch_size):
+            loss, tokens = loss_sum(model, _tensors(ordered[start : start + batch_size], model))
+            total, count = total + loss.item(), count + tokens
+    if count == 0:
+        raise MiniloraError("no token of these rows is learned, so there is no loss; give examples with answers")
+    return total / count
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+
+
+def _settings(config: TrainConfig | None, settings: dict) -> TrainConfig:
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    for name in settings:
+        if name not in names:
+            raise MiniloraError(f"fit knows no setting {name!r}; there are {', '.join(names)}")
+    return dataclasses.replace(config, **settings) if config else TrainConfig(**settings)
+
+
+def step_gradients(model: nn.Module, rows: Sequence[Row], config: TrainConfig) -> tuple[float, int]:
+    """Backward for one step: the gradient of the mean loss over all learned tokens of `rows`. Returns (loss, tokens)."""
+    tokens = sum(label != IGNORE for _, labels in rows for label in labels[1:])
+    if tokens == 0:
+        return 0.0, 0
+    total = 0.0
+    for start in range(0, len(rows), config.batch_size):
+        batch = _tensors(rows[start : start + config.batch_size], model)
+        with autocast(model, config.precision):
+            loss, _ = loss_sum(model, batch)
+        (loss / tokens).backward()  # divided by the whole step's tokens: the mean of means would overweight short answers
+        total += loss.item()
+    return total / tokens, tokens
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for the end of the step, where the state is whole; a second one breaks off at once."""
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def fit(
+    model: nn.Module,
+    data: Sequence[Row],
+    config: TrainConfig | None = None,
+    *,
+    valid: Sequence[Row] = (),
+    out: RunFolder | str | None = None,
+    progress: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
+    **settings,
+) -> History:
+    """Train whatever `requires_grad` in `model` on rows of (ids, labels); returns the History.
+
+    Settings are the fields of TrainConfig: `fit(model, rows, steps=60, batch_size=16, lr=2e-3)`. `valid` rows are scored
+    at the start, at the end and every `eval_every` steps. With `out` the state is saved every `save_every` steps, and
+    `resume=True` goes on from the last good one. `on_step(step, loss)` is called after each step, counted from 1.
+    Raises CheckFailed before step 1 for what would train nothing, MiniloraError for a loss that is no number or a full
+    disk, and KeyboardInterrupt after the state has been saved.
+    """
+    resume = settings.pop("resume", False)
+    config = _settings(config, settings)
+    run = out if isinstance(out, RunFolder) or out is None else RunFolder(out)
+    batches = Batches(data, config.batch_size * config.accumulate, config.seed)
+    if config.checkpointing:
+        model.gradient_checkpointing = True
+    check(model, _tensors(batches(0)[:4], model))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    devices = [device_of(model)] if device_of(model).type == "cuda" else []
+    with torch.random.fork_rng(devices), _mode(model, True), _deferred_interrupt() as interrupted:
+        torch.manual_seed(config.seed)
+        history, start = History(), 0
+        if run is not None:
+            history.records, start = run.begin(parameters, optimizer, resume)
+        loop = _Loop(model, config, batches, list(valid), run, history, parameters, optimizer)
+        loop.go(start, progress, on_step, interrupted)
+    return history
+
+
+class _Loop:
+    """The state of one call of `fit`."""
+
+    def __init__(self, model, config, batches, valid, run, history, parameters, optimizer):
+        self.model, self.config, self.batches, self.valid = model, config, batches, valid
+        self.run, self.history, self.parameters, self.optimizer = run, history, parameters, optimizer
+
+    def record(self, entry: dict) -> None:
+        self.history.records.append(entry)
+        if self.run is not None:
+            self.run.log(entry)
+
+    def validate(self, step: int) -> None:
+        if self.valid:
+            loss = evaluate_loss(self.model, self.valid, precision=self.config.precision)
+            self.record({"step": step, "valid_loss": loss})
+
+    def save(self, step: int) -> None:
+        if self.run is not None:
+            self.run.save(step, self.parameters, self.optimizer, self.history.records)
+
+    def one_step(self, step: int) -> dict:
+        """One update; returns its metrics. The step counts from 0."""
+        began = time.perf_counter()
+        rate = learning_rate(step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, tokens = step_gradients(self.model, self.batches(step), self.config)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise MiniloraError(
+                f"the loss at step {step + 1} is {loss}, its gradient norm {norm}; lower --lr (now {self.config.lr:g})"
+                " or look for damaged data"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = round(time.perf_counter() - began, 4)
+        return {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "tokens": tokens, "seconds": seconds}
+
+    def go(self, start: int, progress: bool, on_step, interrupted) -> None:
+        from tqdm.auto import tqdm
+
+        steps = self.config.steps
+        if start == 0:
+            self.validate(0)
+        with tqdm(total=steps, initial=start, disable=not progress, leave=False, mininterval=0.3) as bar:
+            for step in range(start, steps):
+                entry = self.one_step(step)
+                self.record(entry)
+                done = step + 1
+                if done == steps or (self.config.eval_every and done % self.config.eval_every == 0):
+                    self.validate(done)
+                if done == steps or done % self.config.save_every == 0 or interrupted():
+                    self.save(done)
+                bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
+                bar.update()
+                if on_step is not None:
+                    on_step(done, entry["loss"])
+                if interrupted() and done < steps:
+                    raise KeyboardInterrupt
+
+
+# -------------------------------------------------------------------------------------------------------- exact match
+
+
+def _left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])  # (B, T)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])  # (B, T)
+    return ids, mask
+
+
+def exact_match(
+    model: nn.Module, tokenizer: Tokenizer, examples: Sequence[dict], batch_size: int = 32, progress: bool = False
+) -> tuple[int, int, list[str]]:
+    """Greedy answers beside the expected ones: `(hits, number, answers)`; outer white space does not count.
+
+    An answer is broken off a few tokens after the longest expected one of its batch: by then it is wrong anyway.
+    """
+    from tqdm.auto import tqdm
+
+    pairs = [question_and_answer(example, tokenizer) for example in examples]
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
+    answers = [""] * len(pairs)
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    with _mode(model, False), torch.no_grad():
+        for chunk in tqdm(chunks, disable=not progress, leave=False):
+            ids, mask = _left_pad([pairs[i][0] for i in chunk], tokenizer.pad_id)
+            ids, mask = ids.to(device_of(model)), mask.to(device_of(model))
+            new = max(len(tokenizer.encode(pairs[i][1])) for i in chunk) + 4
+            out = model.generate(ids, new, attention_mask=mask, stop=tokenizer.eos_id)
+            for i, row in zip(chunk, out[:, ids.shape[1] :].tolist()):
+                row = row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row
+                answers[i] = tokenizer.decode(row)
+    hits = sum(answer.strip() == expected.strip() for answer, (_, expected) in zip(answers, pairs))
+    return hits, len(pairs), answers
