@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -133,7 +134,9 @@ class RotaryTable(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def _apply(self, fn, recurse=True):  # called by .to(), .half(), .cuda() …: follow the device, not the dtype
-        super()._apply(lambda t: t if t.is_meta else torch.empty_like(fn(t), dtype=t.dtype).copy_(t), recurse)
+        device = fn(self.cos).device
+        if device != self.cos.device:
+            self.build(self.cos.shape[0], device)
         return self
 
     def forward(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +144,31 @@ class RotaryTable(nn.Module):
         if stop > self.cos.shape[0]:
             self.build(max(stop, 2 * self.cos.shape[0]), self.cos.device)
         return self.cos[start:stop], self.sin[start:stop]
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, (B, G, S, D) per layer, in memory set aside once for `capacity`."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0  # tokens seen
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (B, G, T, D) behind the old ones, in place; returns views on all so far.
+
+        Raises MiniloraError when the memory set aside is full.
+        """
+        if layer not in self.layers:
+            B, G, _, D = k.shape
+            self.layers[layer] = k.new_empty(B, G, self.capacity, D), v.new_empty(B, G, self.capacity, D)
+        keys, values = self.layers[layer]
+        start, stop = self.length, self.length + k.shape[2]
+        if stop > self.capacity:
+            raise MiniloraError(f"the cache holds {self.capacity} tokens and {stop} are needed; make it with Cache({stop})")
+        keys[:, :, start:stop] = k
+        values[:, :, start:stop] = v
+        return keys[:, :, :stop], values[:, :, :stop]
 
 
 class RMSNorm(nn.Module):
@@ -162,8 +190,9 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; each key/value head serves a group of query heads."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, index: int) -> None:
         super().__init__()
+        self.index = index
         self.head_dim = config.head_dim
         self.grouped = config.num_key_value_heads != config.num_attention_heads
         query, key = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
@@ -172,14 +201,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: tuple | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if past is not None:
-            k, v = extend(past, k, v)  # (B, G, S, D)
+        if cache is not None:
+            k, v = cache.extend(self.index, k, v)  # (B, G, S, D)
         causal = mask is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
@@ -201,36 +230,16 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """One block: attention and MLP, each added to the running vector."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, index: int) -> None:
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, index)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: tuple | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
-
-
-def extend(past: tuple[Tensor, Tensor, int], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Write new keys and values behind the old ones, in place; views on all so far, (B, G, S, D)."""
-    keys, values, start = past
-    stop = start + k.shape[2]
-    keys[:, :, start:stop] = k
-    values[:, :, start:stop] = v
-    return keys[:, :, :stop], values[:, :, :stop]
-
-
-class Cache:
-    """Keys and values of the tokens seen so far, in memory set aside once for `capacity` tokens."""
-
-    def __init__(self, config: Config, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.capacity = capacity
-        self.length = 0
 
 
 def attention_bias(attention_mask: Tensor, length: int) -> Tensor:
@@ -249,7 +258,7 @@ class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(config)
         self.gradient_checkpointing = False
@@ -266,13 +275,11 @@ class Decoder(nn.Module):
         elif seen and T > 1:
             mask = attention_bias(ids.new_ones(1, seen + T), T)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        for index, layer in enumerate(self.layers):
-            if cache is not None:
-                x = layer(x, cos, sin, mask, (cache.keys[index], cache.values[index], seen))
-            elif self.gradient_checkpointing and torch.is_grad_enabled():
-                x = recompute(layer, x, cos, sin, mask, use_reentrant=False)
+        for layer in self.layers:
+            if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
+                x = recompute(layer, x, cos, sin, mask, None, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask)
+                x = layer(x, cos, sin, mask, cache)
         if cache is not None:
             cache.length = seen + T
         return self.norm(x)
@@ -322,3 +329,23 @@ class Llama(nn.Module):
         Right-padded rows need none: the causal order already hides what comes later.
         """
         return self.head(self.model(ids, attention_mask, cache))
+
+    def generate(self, ids: Tensor, max_new_tokens: int, temperature: float = 0.0, **options: Any) -> Tensor:
+        """Continue each row of ids (B, T) → (B, T + new); greedy at temperature 0. Options as `sampling.generate`:
+        top_k, top_p, attention_mask (left padding), stop, seed, on_token."""
+        from .sampling import generate
+
+        return generate(self, ids, max_new_tokens, temperature, **options)
+
+    @classmethod
+    def from_pretrained(cls, path: str | PathLike, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Llama:
+        """Read a Hugging Face folder; raises MiniloraError naming file, key and remedy (see `checkpoint.load`)."""
+        from .checkpoint import load
+
+        return load(path, dtype, device)
+
+    def save_pretrained(self, path: str | PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write config.json and safetensors, all or nothing (see `checkpoint.save`)."""
+        from .checkpoint import save
+
+        save(self, path, max_shard_bytes)
