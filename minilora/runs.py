@@ -32,8 +32,11 @@ def _sum(data: bytes) -> str:
 
 
 def _file_sum(path: Path) -> str:
+    total = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            total.update(chunk)
+    return total.hexdigest()
 
 
 def _lines(records: list[dict]) -> str:
@@ -89,7 +92,7 @@ class RunFolder:
         return None
 
     def begin(self, parameters: dict[str, nn.Parameter], optimizer, resume: bool) -> tuple[list[dict], int]:
-        """Make the folder ready. Returns the records so far and the number of steps done; (and loads the state)."""
+        """Make the folder ready. Returns the records so far and the number of steps done, with the state loaded."""
         for rest in (*self.states.glob(".*.part"), *self.path.glob(".*.part")):
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         good = self.last_good() if resume else None

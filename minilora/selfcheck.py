@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MiniloraError
+from .scoring import loss_sum
 from .text import IGNORE
 
 
@@ -104,8 +105,6 @@ def _check_both_zero(adapters: dict[str, nn.Parameter]) -> None:
 
 
 def _check_gradient(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> float:
-    from .train import loss_sum  # here, since train imports this module
-
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     kept = {name: p.grad for name, p in named.items()}
     for parameter in named.values():

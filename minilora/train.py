@@ -9,7 +9,6 @@ function of (seed, epoch) alone; with weights, moments and the random generator 
 where it stopped. `check` (see `selfcheck.py`) looks for what would train nothing before the first step.
 What it leaves out: more than one device (see the lesson on distributed training), fp16 loss scaling, other optimizers.
 Where numerics differ: transformers starts its warm-up at 0 and so wastes a step; here the first step already moves.
-The head is applied at learned positions only, which changes the order of additions in its gradient and nothing else.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from dataclasses import dataclass, field
 from typing import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import MiniloraError
 from .runs import RunFolder
+from .scoring import autocast, device_of, evaluate_loss, exact_match, loss_sum, mode, tensors
 from .selfcheck import CheckFailed, check
-from .text import IGNORE, Row, Tokenizer, collate, question_and_answer
+from .text import IGNORE, Row
 
 __all__ = ["TrainConfig", "History", "CheckFailed", "check", "fit", "evaluate_loss", "exact_match", "learning_rate", "Batches"]
 
@@ -132,75 +131,6 @@ class Batches:
         return [self.rows[i] for i in self._order[position]]
 
 
-# ----------------------------------------------------------------------------------------------------------- the loss
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def pad_id_of(model: nn.Module) -> int:
-    """Any id will do for padding: its positions are never learned and lie behind what is."""
-    return getattr(getattr(model, "config", None), "pad_token_id", None) or 0
-
-
-def autocast(model: nn.Module, precision: str):
-    """bf16 products where asked for, or under "auto" where the device has units for them; else nothing."""
-    device = device_of(model)
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        precision = "bf16" if fast else "fp32"
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def loss_sum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
-    """Cross-entropy summed over the learned tokens of a batch, and their number.
-
-    A minilora Llama computes logits at these positions only; any other model gives logits (B, T, V), bare or `.logits`.
-    """
-    ids, labels, mask = batch  # (B, T) each
-    wanted = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts token t+1
-    targets = labels[:, 1:][wanted]  # (N,)
-    if hasattr(model, "head") and hasattr(model, "model"):
-        hidden = model.model(ids)  # (B, T, C); padding is on the right, the causal order hides it
-        logits = model.head(hidden[:, :-1][wanted])  # (N, V)
-    else:
-        output = model(ids, attention_mask=mask)
-        logits = getattr(output, "logits", output)[:, :-1][wanted]  # (N, V)
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), targets.numel()
-
-
-def _tensors(rows: Sequence[Row], model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    device = device_of(model)
-    return tuple(tensor.to(device) for tensor in collate(rows, pad_id_of(model)))
-
-
-@contextlib.contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    before = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(before)
-
-
-@torch.no_grad()
-def evaluate_loss(model: nn.Module, rows: Sequence[Row], batch_size: int = 32, precision: str = "auto") -> float:
-    """Mean cross-entropy per learned token, in nats. Leaves the model in the mode it was in."""
-    total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda row: len(row[0]))
-    with _mode(model, False), autocast(model, precision):
-        for start in range(0, len(ordered), batch_size):
-            loss, tokens = loss_sum(model, _tensors(ordered[start : start + batch_size], model))
-            total, count = total + loss.item(), count + tokens
-    if count == 0:
-        raise MiniloraError("no token of these rows is learned, so there is no loss; give examples with answers")
-    return total / count
-
-
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
@@ -219,7 +149,7 @@ def step_gradients(model: nn.Module, rows: Sequence[Row], config: TrainConfig) -
         return 0.0, 0
     total = 0.0
     for start in range(0, len(rows), config.batch_size):
-        batch = _tensors(rows[start : start + config.batch_size], model)
+        batch = tensors(rows[start : start + config.batch_size], model)
         with autocast(model, config.precision):
             loss, _ = loss_sum(model, batch)
         (loss / tokens).backward()  # divided by the whole step's tokens: the mean of means would overweight short answers
@@ -257,6 +187,7 @@ def fit(
     out: RunFolder | str | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
+    resume: bool = False,
     **settings,
 ) -> History:
     """Train whatever `requires_grad` in `model` on rows of (ids, labels); returns the History.
@@ -267,17 +198,16 @@ def fit(
     Raises CheckFailed before step 1 for what would train nothing, MiniloraError for a loss that is no number or a full
     disk, and KeyboardInterrupt after the state has been saved.
     """
-    resume = settings.pop("resume", False)
     config = _settings(config, settings)
     run = out if isinstance(out, RunFolder) or out is None else RunFolder(out)
     batches = Batches(data, config.batch_size * config.accumulate, config.seed)
     if config.checkpointing:
         model.gradient_checkpointing = True
-    check(model, _tensors(batches(0)[:4], model))
+    check(model, tensors(batches(0)[:4], model))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(devices), _mode(model, True), _deferred_interrupt() as interrupted:
+    with torch.random.fork_rng(devices), mode(model, True), _deferred_interrupt() as interrupted:
         torch.manual_seed(config.seed)
         history, start = History(), 0
         if run is not None:
@@ -347,39 +277,3 @@ class _Loop:
                     on_step(done, entry["loss"])
                 if interrupted() and done < steps:
                     raise KeyboardInterrupt
-
-
-# -------------------------------------------------------------------------------------------------------- exact match
-
-
-def _left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])  # (B, T)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])  # (B, T)
-    return ids, mask
-
-
-def exact_match(
-    model: nn.Module, tokenizer: Tokenizer, examples: Sequence[dict], batch_size: int = 32, progress: bool = False
-) -> tuple[int, int, list[str]]:
-    """Greedy answers beside the expected ones: `(hits, number, answers)`; outer white space does not count.
-
-    An answer is broken off a few tokens after the longest expected one of its batch: by then it is wrong anyway.
-    """
-    from tqdm.auto import tqdm
-
-    pairs = [question_and_answer(example, tokenizer) for example in examples]
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
-    answers = [""] * len(pairs)
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    with _mode(model, False), torch.no_grad():
-        for chunk in tqdm(chunks, disable=not progress, leave=False):
-            ids, mask = _left_pad([pairs[i][0] for i in chunk], tokenizer.pad_id)
-            ids, mask = ids.to(device_of(model)), mask.to(device_of(model))
-            new = max(len(tokenizer.encode(pairs[i][1])) for i in chunk) + 4
-            out = model.generate(ids, new, attention_mask=mask, stop=tokenizer.eos_id)
-            for i, row in zip(chunk, out[:, ids.shape[1] :].tolist()):
-                row = row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row
-                answers[i] = tokenizer.decode(row)
-    hits = sum(answer.strip() == expected.strip() for answer, (_, expected) in zip(answers, pairs))
-    return hits, len(pairs), answers
