@@ -1,0 +1,268 @@
+"""Adapters on disk, in PEFT's own folder: adapter_config.json and adapter_model.safetensors.
+
+What it replaces: PeftModel.save_pretrained and PeftModel.from_pretrained.
+How it works: each tensor is called `base_model.model.` + the module's path + `.lora_A.weight` (or lora_B.weight, lora_embedding_A,
+lora_embedding_B, lora_magnitude_vector; full modules as `.weight`), the adapter's name is left out. Loading is strict and looks before it
+touches: every tensor must be there, of the right shape and finite, and none may be left over. A sample of the base's weights goes
+into the file's metadata, so that an adapter for another base of the same shape is refused too.
+What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have (named in the error).
+Where numerics differ: nowhere; tensors are stored as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Mapping
+
+import torch
+from torch import nn
+
+from ..errors import MiniloraError
+from ..files import atomic_folder
+from .adapters import adapted_layers, adapters, add_adapter, need_adapter
+from .config import AdapterConfig
+from .layer import expected_shapes
+from .targets import full_paths, is_linear, match_targets, original_modules, shortest_names
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+SAMPLE_KEY = "minilora_base"
+INIT_TO_PEFT = {"kaiming": True, "random": False, "loftq": True}
+UNSUPPORTED = (
+    "layers_to_transform", "exclude_modules", "fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters",
+    "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "velora_config",
+    "monteclora_config", "kasa_config",
+)  # fmt: skip
+
+
+def adapter_state(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
+    """Adapter `name` as PEFT's file has it: key -> tensor, on the CPU, detached copies."""
+    need_adapter(model, name)
+    return {
+        f"{PREFIX}{path}.{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for path, layer in adapted_layers(model).items()
+        for key, tensor in layer.tensors(name).items()
+    }
+
+
+@torch.no_grad()
+def set_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor], name: str = "default") -> nn.Module:
+    """Copy `state` (as adapter_state gives it) into adapter `name`. Raises MiniloraError unless it fits exactly; nothing is copied then."""
+    need_adapter(model, name)
+    places = {
+        f"{PREFIX}{path}.{key}": tensor
+        for path, layer in adapted_layers(model).items()
+        for key, tensor in layer.tensors(name).items()
+    }
+    check_state(state, {key: tuple(tensor.shape) for key, tensor in places.items()}, f"adapter {name!r}")
+    for key, tensor in places.items():
+        tensor.copy_(state[key])
+    return model
+
+
+def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple], source: str) -> None:
+    """Exactly the expected keys, each of its shape and finite, or a MiniloraError that names the first that is not."""
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise MiniloraError(f"{source} lacks {missing[0]}{more}; it was made for another model or other targets, load it on its own base")
+    if unexpected:
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        raise MiniloraError(f"{source} holds {unexpected[0]}{more}, for which the model has no place; load it on the base it was made for")
+    for key, shape in expected.items():
+        if tuple(state[key].shape) != shape:
+            raise MiniloraError(
+                f"{source}: {key} has shape {tuple(state[key].shape)}, the model needs {shape}; "
+                "rank in adapter_config.json or base model do not belong to these weights"
+            )
+        check_finite(key, state[key], source)
+
+
+def check_finite(key: str, tensor: torch.Tensor, source: str) -> None:
+    if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        raise MiniloraError(f"{source}: {key} holds NaN, infinity or no floating-point numbers; train or fetch the adapter again")
+
+
+def save_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default", base_model: str | None = None) -> None:
+    """Write adapter `name` into folder `path`, as PEFT would. `base_model` is the base's name or folder, for the record.
+
+    Raises MiniloraError for an unknown name, NaN in the adapter or a folder that cannot be written; nothing is half-written.
+    """
+    from safetensors.torch import save_file
+
+    config, state = need_adapter(model, name), adapter_state(model, name)
+    for key, tensor in state.items():
+        check_finite(key, tensor, f"adapter {name!r}")
+    metadata = {"format": "pt", SAMPLE_KEY: json.dumps(base_sample(model))}
+    with atomic_folder(path) as folder:
+        save_file(state, folder / WEIGHTS, metadata=metadata)
+        (folder / CONFIG).write_text(json.dumps(to_peft(model, name, config, base_model), indent=2, sort_keys=True) + "\n")
+
+
+def save_adapters(model: nn.Module, path: str | os.PathLike, base_model: str | None = None) -> None:
+    """Write every adapter as PEFT lays them out: "default" in `path` itself, each other in the subfolder of its name."""
+    for name in adapters(model):
+        save_adapter(model, Path(path) if name == "default" else Path(path) / name, name, base_model)
+
+
+def to_peft(model: nn.Module, name: str, config: AdapterConfig, base_model: str | None = None) -> dict:
+    """The content of adapter_config.json."""
+    targets = config.targets
+    if targets == "all":
+        targets = shortest_names(model, [path for path, layer in adapted_layers(model).items() if layer.has(name) and not layer.full])
+    known = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if hasattr(model, "generate") else None,
+        "base_model_name_or_path": base_model or config.base_model or known or None,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": targets,
+        "modules_to_save": list(config.full_modules) or None,
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
+        "init_lora_weights": INIT_TO_PEFT.get(config.init, config.init),
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+
+
+def from_peft(settings: dict, source: str) -> AdapterConfig:
+    """An AdapterConfig from the content of adapter_config.json. Raises MiniloraError for what minilora does not have."""
+    if not isinstance(settings, dict) or settings.get("peft_type", "LORA") != "LORA":
+        kind = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
+        raise MiniloraError(f"{source}: peft_type is {kind!r}; minilora reads LORA adapters only")
+    for field in UNSUPPORTED:
+        if settings.get(field):
+            raise MiniloraError(f"{source}: {field} is {settings[field]!r}, which minilora does not support; load this adapter with peft")
+    if settings.get("bias", "none") != "none":
+        raise MiniloraError(f"{source}: bias is {settings['bias']!r}; minilora reads adapters with bias \"none\" only")
+    init = settings.get("init_lora_weights", True)
+    init = {True: "kaiming", False: "random"}.get(init, init) if isinstance(init, bool) else init
+    if init in ("eva", "orthogonal"):  # these choose A and B only, and the file brings its own
+        init = "kaiming"
+    targets = settings.get("target_modules")
+    if not targets:
+        raise MiniloraError(f"{source}: target_modules is {targets!r}; it must name the modules, such as [\"q_proj\", \"v_proj\"]")
+    dora, rslora = bool(settings.get("use_dora")), bool(settings.get("use_rslora"))
+    return AdapterConfig(
+        rank=settings.get("r", 8),
+        alpha=settings.get("lora_alpha", 8),
+        targets="all" if isinstance(targets, str) and targets.lower() == "all-linear" else targets,
+        dropout=settings.get("lora_dropout") or 0.0,
+        init=init,
+        variant={(0, 0): "lora", (0, 1): "rslora", (1, 0): "dora", (1, 1): "rsdora"}[dora, rslora],
+        rank_pattern=settings.get("rank_pattern") or {},
+        alpha_pattern=settings.get("alpha_pattern") or {},
+        full_modules=settings.get("modules_to_save") or (),
+        base_model=settings.get("base_model_name_or_path"),
+    )
+
+
+def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default") -> nn.Module:
+    """Put the adapter in folder `path` on the model under `name` and make it the active, trainable one. In place.
+
+    Reads what save_adapter or PEFT wrote. If the model has an adapter of that name already, its weights are replaced. Raises
+    MiniloraError, before anything is touched, for missing or broken files and for tensors that are missing, left over, of the wrong
+    shape, not finite, or made for another base.
+    """
+    folder = find_folder(path, name)
+    config = from_peft(read_json(folder / CONFIG), str(folder / CONFIG))
+    state, metadata = read_tensors(folder / WEIGHTS)
+    source = str(folder / WEIGHTS)
+    state = without_base(model, state, source)
+    if name in adapters(model):
+        return set_adapter_state(model, state, name)
+    modules = original_modules(model)
+    paths = match_targets(model, config.targets, config.full_modules, strict=False)
+    expected = {
+        f"{PREFIX}{path}.{key}": shape
+        for path in paths
+        for key, shape in expected_shapes(modules[path], config.rank_of(path), config.dora).items()
+    }
+    for path in full_paths(model, config.full_modules):
+        expected |= {f"{PREFIX}{path}.{key}": tuple(value.shape) for key, value in modules[path].state_dict().items()}
+    check_state(state, expected, source)
+    compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
+    add_adapter(model, config, name)
+    return set_adapter_state(model, state, name)
+
+
+def find_folder(path: str | os.PathLike, name: str) -> Path:
+    """`path` itself, or its subfolder `name` if only that holds an adapter."""
+    path = Path(path)
+    for folder in (path, path / name):
+        if (folder / CONFIG).is_file():
+            return folder
+    if not path.is_dir():
+        raise MiniloraError(f"there is no adapter folder {path}; give the folder that holds {CONFIG} and {WEIGHTS}")
+    inside = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}"))
+    hint = f"; it has adapters in its subfolders {', '.join(inside)}" if inside else ""
+    raise MiniloraError(f"{path} holds no {CONFIG}{hint}; give the folder that save_adapter or PEFT wrote")
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MiniloraError(f"cannot read {path} ({error}); it must be the JSON that save_adapter or PEFT wrote") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The file's tensors and its metadata. Raises MiniloraError if it is missing, cut short or no safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        pickled = " (adapter_model.bin is a pickle, which is not read)" if path.with_suffix(".bin").is_file() else ""
+        raise MiniloraError(f"there is no {path}{pickled}; save the adapter again as safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise MiniloraError(f"cannot read {path} ({error}); the file is cut short or no safetensors file, save it again") from None
+
+
+def without_base(model: nn.Module, state: dict, source: str) -> dict:
+    """`state` without the copies of base weights that PEFT adds for adapted embeddings and heads, after comparing those."""
+    modules, rest = original_modules(model), {}
+    for key, tensor in state.items():
+        path, _, last = key.removeprefix(PREFIX).rpartition(".base_layer.")
+        base = getattr(modules.get(path), last, None) if path else None
+        if base is None:
+            rest[key] = tensor
+        elif base.shape != tensor.shape or not torch.allclose(base.detach().float().cpu(), tensor.float(), rtol=0.01, atol=1e-6):
+            raise MiniloraError(f"{source}: {key} differs from the model's own {path}; load the adapter on the base it was made for")
+    return rest
+
+
+def base_sample(model: nn.Module) -> dict[str, list]:
+    """A few numbers of the base that neither adapters nor quantization change: name -> [shape, values], from embeddings and norms."""
+    plain = {
+        f"{path}.{key}": value
+        for path, module in original_modules(model).items()
+        if not is_linear(module)
+        for key, value in module.named_parameters(recurse=False)
+        if value.is_floating_point() and value.device.type != "meta"
+    }
+    chosen = sorted(plain, key=lambda key: -plain[key].numel())[:4]
+    sample = {}
+    for key in sorted(chosen):
+        flat = plain[key].detach().flatten()
+        places = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long()
+        sample[key] = [list(plain[key].shape), [round(v, 8) for v in flat[places.to(flat.device)].tolist()]]
+    return sample
+
+
+def compare_base(ours: dict, stored: str | None, source: str) -> None:
+    """Raise MiniloraError if the sample stored with an adapter is of another base. Files without a sample (PEFT's) pass."""
+    for key, (shape, values) in json.loads(stored or "{}").items():
+        same = key in ours and ours[key][0] == shape
+        if not same or not all(math.isclose(a, b, rel_tol=0.01, abs_tol=1e-6) for a, b in zip(ours[key][1], values)):
+            raise MiniloraError(f"{source} was trained on another base: {key} differs from the model's; load it on the base it was made for")

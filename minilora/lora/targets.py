@@ -1,0 +1,110 @@
+"""Which modules an adapter sits on.
+
+What it replaces: PEFT's target matching (`check_target_module_exists`, "all-linear").
+How it works: "all" is every linear layer but the output head; a list names modules (equal, or the end of the path after a dot); any
+other string is a regular expression that must match the whole path.
+What it leaves out: layers_to_transform and exclude_modules: a regular expression says both.
+Where numerics differ: nowhere; there are none.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Sequence
+
+from torch import nn
+
+from ..errors import MiniloraError
+from .layer import Adapted
+
+HEADS = ("lm_head", "embed_out")
+
+
+def original_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module as they were before adapters: an adapted one stands for its base, its insides are left out."""
+    modules, inside = {}, ()
+    for path, module in model.named_modules():
+        if inside and path.startswith(inside):
+            continue
+        if isinstance(module, Adapted):
+            inside += (f"{path}.",)
+            module = module.unmerged[0] if module.merged else module.base
+        modules[path] = module
+    return modules
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear and its kind, or a layer that offers in_features, out_features and dense_weight()."""
+    return isinstance(module, nn.Linear) or all(hasattr(module, n) for n in ("in_features", "out_features", "dense_weight"))
+
+
+def linear_paths(model: nn.Module) -> list[str]:
+    """Every linear layer but the output head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = head.base if isinstance(head, Adapted) else head
+    return [
+        path
+        for path, module in original_modules(model).items()
+        if is_linear(module) and module is not head and path.rpartition(".")[2] not in HEADS
+    ]
+
+
+def named(path: str, name: str) -> bool:
+    """PEFT's rule for one name of a list: equal, or the end of the path after a dot."""
+    return path == name or path.endswith(f".{name}")
+
+
+def match_targets(model: nn.Module, targets: str | Sequence[str], full_modules: Sequence[str] = (), strict: bool = True) -> list[str]:
+    """The paths that `targets` means. Raises MiniloraError if it (or, when strict, one of its names) matches nothing usable."""
+    if targets == "all":
+        paths = linear_paths(model)
+        if not paths:
+            raise MiniloraError('targets "all" found no linear layer in this model; name its modules in a list')
+    else:
+        modules = original_modules(model)
+        if isinstance(targets, str):
+            paths = [path for path in modules if re.fullmatch(targets, path)]
+        else:
+            paths = [path for path in modules if any(named(path, name) for name in targets)]
+        for name in targets if strict and not isinstance(targets, str) else ():
+            if not any(named(path, name) for path in paths):
+                raise MiniloraError(f"target {name!r} matches no module; {_what_there_is(model)}")
+        if not paths:
+            raise MiniloraError(f"targets {targets!r} match no module; {_what_there_is(model, targets)}")
+        for path in paths:
+            if not is_linear(modules[path]) and not isinstance(modules[path], nn.Embedding):
+                kind = type(modules[path]).__name__
+                raise MiniloraError(f"target {path!r} is a {kind}, not a linear or embedding layer; {_what_there_is(model)}")
+    return [path for path in paths if not any(inside(path, name) for name in full_modules)]
+
+
+def inside(path: str, name: str) -> bool:
+    """Whether `path` is the module called `name` or lies in it."""
+    return re.search(rf"(^|\.){re.escape(name)}($|\.)", path) is not None
+
+
+def full_paths(model: nn.Module, full_modules: Sequence[str]) -> list[str]:
+    """The modules that are trained whole. Raises MiniloraError for a name that matches none."""
+    paths = []
+    for name in full_modules:
+        found = [path for path in original_modules(model) if named(path, name)]
+        if not found:
+            children = sorted({path.rpartition(".")[2] for path in original_modules(model)} - {""})
+            raise MiniloraError(f"full module {name!r} matches no module; the names are {', '.join(children)}")
+        paths += [path for path in found if path not in paths]
+    return paths
+
+
+def shortest_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
+    """Names that mean exactly `paths`: the last part of each if that catches nothing else, the whole paths otherwise."""
+    last = sorted({path.rpartition(".")[2] for path in paths})
+    caught = [path for path in original_modules(model) if any(named(path, name) for name in last)]
+    return last if sorted(caught) == sorted(paths) else sorted(paths)
+
+
+def _what_there_is(model: nn.Module, targets: str | None = None) -> str:
+    names = sorted({path.rpartition(".")[2] for path, module in original_modules(model).items() if is_linear(module)})
+    advice = f"the linear layers are {', '.join(names) or 'none'}"
+    if isinstance(targets, str):
+        advice += "; a string is a regular expression on the whole path, names go in a list"
+    return advice
