@@ -1,0 +1,169 @@
+"""QLoRA: a frozen linear layer in 4 bits, with an adapter on top that trains (Dettmers et al. 2023, arXiv:2305.14314).
+
+What it replaces: `bitsandbytes.nn.Linear4bit` under PEFT's LoRA layer.
+How it works: `quantize_model` puts a `QLinear` in the place of each linear layer. It keeps 4-bit indices and scales, and
+decodes the weight W into one shared buffer whenever it is needed. With s the scale of the adapter:
+
+    forward     y = x W^T + s (x A^T) B^T
+    backward    dx = g W + s (g B) A        g is dL/dy
+                dA = s (g B)^T x            (r, in)
+                dB = s g^T (x A^T)          (out, r)
+
+so only x and x A^T need to be kept; W is decoded again, which costs far less than the products it takes part in.
+What it leaves out: gradients for W (it is frozen), kernels that multiply packed weights directly, double backward.
+Where numerics differ: the decoded W is right for every shape; bitsandbytes on a CPU is not, and it loses the input's
+gradient after an evaluation. If s is no power of two, gradients differ from the plain version's in the last bit.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from .errors import MiniloraError
+from .quantize import Nested, Quantized, quantize
+
+_scratch = threading.local()
+
+
+def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """One piece of memory for each thread and dtype, as large as the largest layer, in which every W is decoded."""
+    size = shape[0] * shape[1]
+    if device.type != "cpu":  # streams may overlap there, and the caching allocator reuses the memory by itself
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = _scratch.__dict__.get(dtype)
+    if memory is None or memory.numel() < size:
+        memory = _scratch.__dict__[dtype] = torch.empty(size, dtype=dtype)
+    return memory[:size].view(shape)
+
+
+class QLinear(nn.Module):
+    """A linear layer whose weight is kept quantized and frozen. Holds `quantized`'s arrays as buffers."""
+
+    def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = quantized.shape
+        self.quantized = quantized
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, code="nf4", block: int = 64, double: bool = True) -> "QLinear":
+        return cls(quantize(linear.weight.detach(), code, block, double), linear.bias)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Follow `.to(device)`; the scales stay fp32 whatever dtype the model is cast to."""
+        device = fn(torch.empty(0, device=self.quantized.packed.device)).device
+        q = self.quantized
+        q.packed, q.absmax = q.packed.to(device), q.absmax.to(device)
+        if q.nested is not None:
+            q.nested.absmax = q.nested.absmax.to(device)
+        return super()._apply(fn, recurse)
+
+    def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The decoded weight as a tensor of its own (out, in), for an exact merge."""
+        return self.quantized.dequantize(dtype)
+
+    dequantize = dense_weight
+
+    def decode(self, dtype: torch.dtype) -> torch.Tensor:
+        """The decoded weight in the shared buffer: valid until the next layer decodes."""
+        return self.quantized.dequantize(out=_buffer(self.quantized.shape, dtype, self.quantized.packed.device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _FrozenLinear.apply(_autocast(x), self.bias, self)
+
+    def lora_forward(self, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+        """x W^T + bias + scale (x A^T) B^T, with the hand-written backward. x: (..., in), A: (r, in), B: (out, r)."""
+        return _FusedQLoRA.apply(_autocast(x), _autocast(A), _autocast(B), self.bias, float(scale), self)
+
+    def extra_repr(self) -> str:
+        q = self.quantized
+        return f"in_features={self.in_features}, out_features={self.out_features}, code={q.code}, block={q.block}, double={q.nested is not None}"
+
+
+def lora_forward_plain(layer: QLinear, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+    """The three lines that the fused function must equal: autograd keeps W, x and every intermediate."""
+    W = layer.dense_weight(x.dtype)  # (out, in)
+    y = F.linear(x, W, layer.bias)  # (..., out)
+    return (y + F.linear(F.linear(x.to(A.dtype), A), B) * scale).to(x.dtype)
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    """x in autocast's type inside its region. A custom function is not on autocast's list, so it asks by itself."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if bias is None else bias.to(dtype)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """y = x W^T + b with W decoded for the moment. Keeps nothing: dx = g W needs W alone."""
+
+    @staticmethod
+    def forward(ctx, x, bias, layer):
+        ctx.layer, ctx.bias_dtype = layer, None if bias is None else bias.dtype
+        return F.linear(x, layer.decode(x.dtype), _bias(bias, x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        dx = g @ ctx.layer.decode(g.dtype) if ctx.needs_input_grad[0] else None
+        db = g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[1] else None
+        return dx, db, None
+
+
+class _FusedQLoRA(torch.autograd.Function):
+    """The equations at the top of this file."""
+
+    @staticmethod
+    def forward(ctx, x, A, B, bias, scale, layer):
+        y = F.linear(x, layer.decode(x.dtype), _bias(bias, x.dtype))  # (..., out)
+        xa = F.linear(x.to(A.dtype), A)  # (..., r)
+        y += F.linear(xa, B) * scale
+        ctx.save_for_backward(x, xa, A, B)
+        ctx.layer, ctx.scale, ctx.bias_dtype = layer, scale, None if bias is None else bias.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, xa, A, B = ctx.saved_tensors
+        need_x, need_A, need_B, need_bias = ctx.needs_input_grad[:4]
+        dx = dA = dB = db = None
+        rows = g.reshape(-1, g.shape[-1])  # (N, out)
+        low = rows.to(A.dtype)
+        if need_x or need_A:
+            gb = (low @ B) * ctx.scale  # (N, r)
+        if need_B:
+            dB = low.t() @ (xa.reshape(-1, xa.shape[-1]) * ctx.scale)
+        if need_A:
+            dA = gb.t() @ x.reshape(-1, x.shape[-1]).to(A.dtype)
+        if need_x:
+            dx = rows @ ctx.layer.decode(g.dtype)  # (N, in)
+            dx += gb @ A
+            dx = dx.view(x.shape)
+        if need_bias:
+            db = rows.sum(0).to(ctx.bias_dtype)
+        return dx, dA, dB, db, None, None
+
+
+def quantize_model(model: nn.Module, code="nf4", double: bool = True, block: int = 64) -> nn.Module:
+    """Replace the linear layers of `model` by frozen quantized ones, in place; head and embeddings stay as they are.
+
+    Raises MiniloraError if there is no linear layer to replace, or adapters are already on the model.
+    """
+    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
+             if type(child) is nn.Linear and name != "lm_head"]
+    if not found:
+        raise MiniloraError("the model has no linear layer to quantize (lm_head is left alone)")
+    for parent, name, child in found:
+        setattr(parent, name, QLinear.from_linear(child, code, block, double))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
