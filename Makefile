@@ -1,0 +1,72 @@
+# minilora: `make lab` opens the course, `make test` proves it. GNU make 3.81 or newer, Linux and macOS; the README has the Windows route.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+TORCH := torch==2.13.0
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+PARALLEL := -n 2 --dist loadfile
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300
+AXE := axe-core@4.10.3
+
+.PHONY: help lab test check bench notebooks parts readme axe clean
+
+help:
+	@echo "make lab        makes the environment (.venv) if needed and opens lesson 00 in JupyterLab"
+	@echo "make test       everything: units, parity with the libraries, lessons, browser"
+	@echo "make check      the quick part of it, under four minutes"
+	@echo "make bench      runs the benchmarks, writes benchmarks/results"
+	@echo "make notebooks  executes the lessons and saves them with their outputs"
+	@echo "make parts      rewrites badges and setup cells after the repository's address or the version has changed"
+	@echo "make readme     fills the README's tables from benchmarks/results"
+	@echo "make clean      removes the environment and what tests and runs left"
+
+# The environment, made once and again when its inputs change. torch comes first and by exact pin: a range would
+# fetch gigabytes for graphics cards. PYTHON=... chooses another interpreter.
+$(STAMP): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; for candidate in $${python:-python3 python3.11 python3.12 python3.13 python}; do \
+	    if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
+	done; \
+	if [ -x $(BIN)/python ]; then exit 0; fi; \
+	if [ -z "$$chosen" ]; then echo "minilora needs Python 3.11, 3.12 or 3.13; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+	$$chosen -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,hub,test]"
+	@touch $@
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab $(LAB_FLAGS) notebooks/00-start-here.ipynb
+
+# The accessibility checker of the browser tests; without npm or a network those checks are skipped.
+axe: $(STAMP)
+	@if [ ! -e $(VENV)/axe ] && command -v npm >/dev/null 2>&1; then \
+	    npm install --silent --no-save --no-audit --no-fund --prefix $(VENV)/axe $(AXE) >/dev/null 2>&1 || rm -rf $(VENV)/axe; fi
+
+# One pytest over everything, so that its closing line is the last thing printed.
+test: $(STAMP) axe
+	@$(PYTEST) $(PARALLEL) $(NBVAL) -rs tests notebooks
+
+check: $(STAMP)
+	@$(PYTEST) $(PARALLEL) -m "not slow and not browser" tests
+
+bench: $(STAMP)
+	@for script in benchmarks/bench_*.py; do if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script" || exit 1; fi; done
+	MINILORA_LATENCY=benchmarks/results/slider-latency.json $(PYTEST) -m browser tests/browser
+
+notebooks: $(STAMP)
+	$(BIN)/python -m tools.run_notebooks
+
+parts: $(STAMP)
+	$(BIN)/python -m tools.run_notebooks --parts
+	$(BIN)/python -m tools.readme
+
+readme: $(STAMP)
+	$(BIN)/python -m tools.readme
+
+environment.yml: pyproject.toml $(STAMP)
+	$(BIN)/python -m tools.environment
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
