@@ -18,6 +18,7 @@ gradient after an evaluation. If s is no power of two, gradients differ from the
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -47,21 +48,33 @@ class QLinear(nn.Module):
     def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = quantized.shape
-        self.quantized = quantized
+        self._form = quantized  # everything but the arrays, which live in the buffers
+        self.register_buffer("weight", quantized.packed)
+        self.register_buffer("absmax", quantized.absmax)
+        self.register_buffer("nested_absmax", None if quantized.nested is None else quantized.nested.absmax)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, code="nf4", block: int = 64, double: bool = True) -> "QLinear":
-        return cls(quantize(linear.weight.detach(), code, block, double), linear.bias)
+        return cls(quantize(linear.weight.detach(), code, block, double), linear.bias).train(linear.training)
+
+    @property
+    def quantized(self) -> Quantized:
+        """The weight as `quantize` returned it, on the device where the layer is now."""
+        q = self._form
+        if q.packed is not self.weight or q.absmax is not self.absmax:  # moved or loaded since
+            nested = q.nested and Nested(self.nested_absmax, q.nested.offset, q.nested.block)
+            q = self._form = replace(q, packed=self.weight, absmax=self.absmax, nested=nested)
+        return q
 
     def _apply(self, fn, recurse: bool = True):
-        """Follow `.to(device)`; the scales stay fp32 whatever dtype the model is cast to."""
-        device = fn(torch.empty(0, device=self.quantized.packed.device)).device
-        q = self.quantized
-        q.packed, q.absmax = q.packed.to(device), q.absmax.to(device)
-        if q.nested is not None:
-            q.nested.absmax = q.nested.absmax.to(device)
-        return super()._apply(fn, recurse)
+        """Follow `.to(device)`; the scales stay fp32 whatever type the model is cast to."""
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The decoded weight as a tensor of its own (out, in), for an exact merge."""
