@@ -25,6 +25,7 @@ from .files import atomic_folder, atomic_write
 
 KEEP = 2
 MANIFEST = "manifest.json"
+ABOUT = "run.json"
 
 
 def _sum(data: bytes) -> str:
@@ -57,12 +58,17 @@ def _restore_generators(tensors: dict[str, torch.Tensor]) -> None:
 
 
 class RunFolder:
-    """`out` of `train.fit`: `begin` reads or clears, `log` appends a metric, `save` writes a state."""
+    """`out` of `train.fit`: `begin` reads or clears, `log` appends a metric, `save` writes a state.
 
-    def __init__(self, path: str | os.PathLike):
+    `about` goes into run.json: what the run was started with. `notes` collects lines worth telling the user.
+    """
+
+    def __init__(self, path: str | os.PathLike, about: dict | None = None):
         self.path = Path(path)
+        self.about = about or {}
         self.states = self.path / "state"
         self.metrics = self.path / "metrics.jsonl"
+        self.notes: list[str] = []
         self._offset = 0
 
     # -- reading
@@ -70,6 +76,16 @@ class RunFolder:
     def found(self) -> list[Path]:
         """The folders of states, newest first, good or not."""
         return sorted(self.states.glob("step-*"), reverse=True) if self.states.is_dir() else []
+
+    def saved_about(self) -> dict | None:
+        """What run.json says, or None where there is no run. Raises MiniloraError if it cannot be read."""
+        path = self.path / ABOUT
+        if not path.is_file():
+            return None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise MiniloraError(f"{path} is damaged ({error}); begin anew with another --out or --overwrite") from error
 
     def _read(self, folder: Path) -> dict:
         """The manifest's body, if every sum agrees; raises ValueError or OSError if not."""
@@ -83,28 +99,41 @@ class RunFolder:
         return body
 
     def last_good(self) -> tuple[Path, dict] | None:
-        """The newest whole state and its manifest, or None."""
+        """The newest whole state and its manifest, or None. Damaged ones are noted and passed over."""
         for folder in self.found():
             try:
                 return folder, self._read(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue
+                self.notes.append(f"{folder} is damaged: going back to the state before it")
         return None
 
     def begin(self, parameters: dict[str, nn.Parameter], optimizer, resume: bool) -> tuple[list[dict], int]:
         """Make the folder ready. Returns the records so far and the number of steps done, with the state loaded."""
-        for rest in (*self.states.glob(".*.part"), *self.path.glob(".*.part")):
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+        self._sweep()
         good = self.last_good() if resume else None
         if good is None:
             shutil.rmtree(self.states, ignore_errors=True)
+            self.write_about()
             self._write_metrics([])
+            if resume:
+                self.notes.append(f"no saved state in {self.path}: starting at step 1")
             return [], 0
         folder, body = good
         self._load(folder, parameters, optimizer)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self._write_metrics(records)
+        self.notes.append(f"going on after step {body['step']}")
         return records, body["step"]
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left under a temporary name."""
+        beside = self.path.parent.glob(f".{self.path.name}.*.part")
+        for rest in (*self.states.glob(".*.part"), *self.path.glob(".*.part"), *beside):
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+    def write_about(self) -> None:
+        with atomic_write(self.path / ABOUT) as temporary:
+            temporary.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
     def _load(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer) -> None:
         from safetensors.torch import load_file

@@ -199,7 +199,7 @@ def fit(
     disk, and KeyboardInterrupt after the state has been saved.
     """
     config = _settings(config, settings)
-    run = out if isinstance(out, RunFolder) or out is None else RunFolder(out)
+    run = out if isinstance(out, RunFolder) or out is None else RunFolder(out, {"settings": dataclasses.asdict(config)})
     batches = Batches(data, config.batch_size * config.accumulate, config.seed)
     if config.checkpointing:
         model.gradient_checkpointing = True

@@ -1,0 +1,101 @@
+"""The command line: `minilora finetune | generate | evaluate | merge | pretrain | doctor`.
+
+What it replaces: the example scripts of transformers and PEFT with their dozens of flags.
+How it works: each command is a module with `add_arguments(parser)` and `run(args)`; only the chosen one is imported, so
+that help and typing errors answer at once. What a user can mend arrives as MiniloraError and is printed as one line with
+exit code 2; Ctrl-C ends with 130, as a shell expects.
+What it leaves out: configuration files; a run's settings are in its run.json.
+Where numerics differ: nowhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Sequence
+
+from .errors import MiniloraError
+
+COMMANDS = {
+    "finetune": ("minilora.commands.finetune", "train an adapter, or all weights, on your examples"),
+    "generate": ("minilora.commands.generate", "answer a prompt, or chat"),
+    "evaluate": ("minilora.commands.evaluate", "score a model on a data folder's test split"),
+    "merge": ("minilora.commands.merge", "write an adapter into its model's weights"),
+    "pretrain": ("minilora.pretrain", "train the shipped tiny Llama from nothing"),
+    "doctor": ("minilora.commands.doctor", "say what this machine has and what is missing"),
+}
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a line that says how to go on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with its complaints in one line."""
+
+    def error(self, message: str):
+        raise MiniloraError(f"{message}; see `{self.prog} --help`")
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "usage: minilora COMMAND [options]\n\n" + "\n".join(lines) + "\n\n`minilora COMMAND --help` lists a command's options."
+
+
+def _run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        from . import __version__
+
+        print(f"minilora {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise MiniloraError(f"there is no command {argv[0]!r}; choose {', '.join(COMMANDS)}")
+    module_name, text = COMMANDS[argv[0]]
+    module = importlib.import_module(module_name)
+    parser = Parser(prog=f"minilora {argv[0]}", description=text, allow_abbrev=False)
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(list(argv[1:]))) or 0
+
+
+def _complain(message: str) -> None:
+    print("minilora: " + " ".join(message.split()), file=sys.stderr)
+
+
+def _memory_line(error: BaseException) -> str | None:
+    """torch reports a full memory as RuntimeError or OutOfMemoryError: the remedy is the same."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "the memory is full; lower --batch or --seq, add --checkpointing, or use --method qlora"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except MiniloraError as error:
+        _complain(str(error))
+    except Interrupted as error:
+        _complain(str(error))
+        return 130
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except SystemExit as error:  # argparse after --help
+        return int(error.code or 0)
+    except BrokenPipeError:  # `minilora generate … | head`: the reader has gone, nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except OSError as error:
+        _complain(f"{error.filename or 'the disk'}: {error.strerror or error}; check the path, its permissions and the free space")
+    except (MemoryError, RuntimeError) as error:
+        line = _memory_line(error)
+        if line is None:
+            raise
+        _complain(line)
+    return 2
