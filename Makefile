@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 PARALLEL := -n 2 --dist loadfile
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300
-AXE := axe-core@4.10.3
+AXE := axe-core@4.14.1
 
 .PHONY: help lab test check bench notebooks parts readme axe clean
 

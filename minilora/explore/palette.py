@@ -10,6 +10,8 @@ Where numerics differ: values outside the range are clipped to its ends; NaN is 
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 
 HUES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8A6D00", "#767676")
@@ -53,3 +55,9 @@ def span(values: np.ndarray, kind: str = "signed") -> tuple[float, float]:
         top = float(np.abs(finite).max()) or 1.0
         return -top, top
     return float(finite.min()), float(finite.max())
+
+
+def ink(colour: Sequence[int]) -> str:
+    """Black or white text, whichever stands out more on an RGB colour (WCAG 2: they tie at a luminance of 0.179)."""
+    light = sum(share * (channel / 255) ** 2.2 for share, channel in zip((0.2126, 0.7152, 0.0722), (int(c) for c in colour)))
+    return "#000" if light > 0.179 else "#fff"

@@ -123,7 +123,6 @@ def grid(matrix: Sequence[Sequence[float]], *, title: str = "", kind: str = "sig
     for (i, j), value in np.ndenumerate(matrix):
         x, y = 2 + j * cell, above + i * cell * 0.62
         red, green, blue = (int(c) for c in paint[i, j])
-        ink = "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#fff"
         parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 2}" height="{cell * 0.62 - 2:.1f}" fill="rgb({red},{green},{blue})"/>')
-        parts.append(text(x + cell / 2 - 1, y + cell * 0.31 + 3, number(round(float(value), 3)), "middle", fill=ink, font_size="12px"))
+        parts.append(text(x + cell / 2 - 1, y + cell * 0.31 + 3, number(round(float(value), 3)), "middle", fill=palette.ink(paint[i, j]), font_size="12px"))
     return canvas(matrix.shape[1] * cell + 4, above + matrix.shape[0] * cell * 0.62 + 4, *parts)
