@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Callable
 
 import torch
 from torch import nn
@@ -60,15 +61,15 @@ def _restore_generators(tensors: dict[str, torch.Tensor]) -> None:
 class RunFolder:
     """`out` of `train.fit`: `begin` reads or clears, `log` appends a metric, `save` writes a state.
 
-    `about` goes into run.json: what the run was started with. `notes` collects lines worth telling the user.
+    `about` goes into run.json: what the run was started with. `say` is called with lines worth telling the user.
     """
 
-    def __init__(self, path: str | os.PathLike, about: dict | None = None):
+    def __init__(self, path: str | os.PathLike, about: dict | None = None, say: Callable[[str], object] = lambda line: None):
         self.path = Path(path)
         self.about = about or {}
         self.states = self.path / "state"
         self.metrics = self.path / "metrics.jsonl"
-        self.notes: list[str] = []
+        self.say = say
         self._offset = 0
 
     # -- reading
@@ -104,7 +105,7 @@ class RunFolder:
             try:
                 return folder, self._read(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                self.notes.append(f"{folder} is damaged: going back to the state before it")
+                self.say(f"{folder} is damaged: going back to the state before it")
         return None
 
     def begin(self, parameters: dict[str, nn.Parameter], optimizer, resume: bool) -> tuple[list[dict], int]:
@@ -116,13 +117,13 @@ class RunFolder:
             self.write_about()
             self._write_metrics([])
             if resume:
-                self.notes.append(f"no saved state in {self.path}: starting at step 1")
+                self.say(f"no saved state in {self.path}: starting at step 1")
             return [], 0
         folder, body = good
         self._load(folder, parameters, optimizer)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self._write_metrics(records)
-        self.notes.append(f"going on after step {body['step']}")
+        self.say(f"going on after step {body['step']}")
         return records, body["step"]
 
     def _sweep(self) -> None:

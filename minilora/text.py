@@ -317,6 +317,17 @@ def encode_example(example: dict, tokenizer: Tokenizer, max_length: int | None =
     return ids, labels
 
 
+def encode_rows(examples: Sequence[dict], tokenizer: Tokenizer, max_length: int | None = None) -> list[Row]:
+    """`encode_example` for each; an error says which example it was, counted from 1."""
+    rows = []
+    for number, example in enumerate(examples, start=1):
+        try:
+            rows.append(encode_example(example, tokenizer, max_length))
+        except MiniloraError as error:
+            raise MiniloraError(f"example {number}: {error}") from error
+    return rows
+
+
 def encode_prompt(prompt: str | Sequence[dict], tokenizer: Tokenizer) -> list[int]:
     """The ids after which the model is to answer: a question, or a conversation that ends with the user's turn."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -76,6 +76,13 @@ def pick_device(name: str | None) -> str:
     return name
 
 
+def positions(folder: Path) -> int:
+    """How many tokens the model in `folder` was made for."""
+    from ..checkpoint import read_config
+
+    return read_config(folder).max_position_embeddings
+
+
 def load_base(folder: Path, device: str, quantization: dict | None = None, trained: bool = False):
     """The Llama in `folder` on `device`, quantized if told so.
 
