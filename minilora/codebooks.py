@@ -43,6 +43,18 @@ class CodeBook:
         self.levels.flags.writeable = False
 
     @property
+    def is_sorted(self) -> bool:
+        """Whether index and rank are the same, as in NF4 but not in FP4."""
+        return bool((self.order[:-1] < self.order[1:]).all())
+
+    @functools.cached_property
+    def pairs(self) -> np.ndarray:
+        """For each byte the two levels of its halves, the higher half first, as the bits of one 64-bit number."""
+        levels = np.zeros(16, dtype=np.float32)
+        levels[: self.levels.size] = self.levels
+        return np.stack([np.repeat(levels, 16), np.tile(levels, 16)], axis=1).view(np.float64).reshape(-1)
+
+    @property
     def zero(self) -> int:
         """The index that the number 0 gets."""
         return int(self.order[np.searchsorted(self.thresholds, np.float32(0), side="left")])
@@ -94,17 +106,18 @@ def integer_levels(bits: int) -> np.ndarray:
 
 
 @functools.cache
-def dynamic_levels() -> np.ndarray:
-    """The 256 values of the signed dynamic 8-bit code (Dettmers 2015, arXiv:1511.04561), in rising order.
+def dynamic_levels(signed: bool = True) -> np.ndarray:
+    """The 256 values of the dynamic 8-bit code (Dettmers 2015, arXiv:1511.04561), in rising order.
 
     Seven decades, 1e-6 to 1; the i-th holds 2^i means of neighbouring points of an even grid from 0.1 to 1, on both
-    sides of zero. Zero and one complete it, so the lowest value is -0.993 and the highest 1.
+    sides of zero. Zero and one complete it, so the lowest value is -0.993 and the highest 1. The unsigned code, for
+    numbers that are never negative, spends the sign's bit on twice as many means in each decade.
     """
     values = [0.0, 1.0]
     for i in range(7):
-        grid = _linspace(0.1, 1.0, 2**i + 1)
+        grid = _linspace(0.1, 1.0, (1 if signed else 2) * 2**i + 1)
         means = (grid[:-1] + grid[1:]) / np.float32(2)
-        for sign in (1.0, -1.0):
+        for sign in (1.0, -1.0) if signed else (1.0,):
             values += (means * np.float32(sign * 10.0 ** (i - 6))).tolist()
     return np.array(sorted(values), dtype=np.float32)
 
