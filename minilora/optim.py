@@ -5,13 +5,13 @@ How it works: `step` goes through the parameters that have a gradient and asks t
     A parameter is anything with `.data` and `.grad`: the rules run on NumPy (`autograd.Tensor`) and on torch alike.
     AdamW8bit keeps its two averages as 8-bit codes with one fp32 scale per block of 256, decodes them, does AdamW's
     step in fp32, and encodes them again.
-What it leaves out: parameter groups (change `.lr` between steps, or use two optimizers), amsgrad, sparse gradients, bf16
-    parameters (they round differently from torch), paging, and the fused and foreach variants, which are only faster.
-Where numerics differ: on fp32 torch tensors nowhere, the bits are torch.optim's. On NumPy SGD has torch's bits in fp32 as
-    well; AdamW's averages have them too, its parameters in all but about 1 % of elements per step, which differ in the
-    last bit, because torch's square root on a CPU is not always the nearest number. fp64 agrees to 1e-15 relative.
-    AdamW8bit takes the nearest code; bitsandbytes on a CPU first moves numbers to the nearest of 65,536 even bins, so
-    that 0 decodes to 2e-5 of the block's largest: `bins=65536` does that too, and has bitsandbytes' bits.
+What it leaves out: parameter groups (change `.lr` between steps, or use two optimizers), amsgrad, sparse gradients,
+    bf16 parameters (they round differently from torch), paging, and the fused and foreach variants (only faster).
+Where numerics differ: on torch tensors in fp32 and fp64 nowhere, the bits are torch.optim's. On NumPy in fp32 SGD has
+    torch's bits too; so have AdamW's averages, but its parameters differ in the last bit in up to 1 % of elements,
+    because torch's square root on a CPU is not always the nearest number. In NumPy's fp64 a step agrees to 1e-15 of
+    the numbers in it. AdamW8bit takes the nearest code; bitsandbytes on a CPU first moves numbers to the nearest of
+    65,536 even bins, so that 0 decodes to 2e-5 of the block's largest: `bins=65536` does so too and has its bits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def lerp(start, end, weight: float):
 
 
 class Optimizer:
-    """The walk over the parameters; a subclass gives `update(p, g, state) -> new p`. `.lr` may be changed at any time."""
+    """The walk over the parameters; a subclass gives `update(p, g, state) -> new p`. `.lr` may change at any time."""
 
     def __init__(self, params, lr: float):
         self.params = list(params)
@@ -85,7 +85,7 @@ class Optimizer:
             p = self.params[int(index)].data
             found, wanted = tuple(np.shape(value)), tuple(p.shape)
             if key != "step" and "absmax" not in key and found != wanted:
-                raise MiniloraError(f"optimizer state {name!r} has shape {found}, its parameter {wanted}; check the file")
+                raise MiniloraError(f"optimizer state {name!r} has shape {found}, not {wanted}; check the file")
             state[int(index)][key] = int(value) if key == "step" else _copy(value)
         self.state = state
 
@@ -181,7 +181,7 @@ class AdamW8bit(AdamW):
 def encode(x, signed: bool = True, block: int = 256, bins: int | None = None):
     """8-bit dynamic codes of x (uint8, its shape) and the largest magnitude of each block of the flattened x (fp32).
 
-    bins: first move each scaled number to the nearest of so many even bins over [−1, 1] (bitsandbytes on a CPU: 65,536).
+    bins: first move each scaled number to the nearest of so many even bins over [−1, 1] (bitsandbytes, CPU: 65,536).
     """
     xp = _namespace(x)
     levels = dynamic_levels(signed)
