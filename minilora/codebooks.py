@@ -42,7 +42,7 @@ class CodeBook:
             object.__setattr__(self, name, value)
         self.levels.flags.writeable = False
 
-    @property
+    @functools.cached_property
     def is_sorted(self) -> bool:
         """Whether index and rank are the same, as in NF4 but not in FP4."""
         return bool((self.order[:-1] < self.order[1:]).all())

@@ -14,23 +14,19 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from dataclasses import dataclass
 
 import numpy as np
 
-from . import codebooks
+from . import blockcodes, codebooks
+from .affine import quantize_affine
+from .arrays import as_given, block_size, flat_raw, is_torch, nbytes, on_cpu, to_numpy, writer
 from .codebooks import CodeBook
 from .errors import MiniloraError
+from .packing import pack, unpack
 
 NESTED_BLOCK = 256
 SMALLEST_SCALE = np.float32(1e-38)
-
-
-def is_torch(x) -> bool:
-    """True for a torch tensor; never imports torch to find out."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,27 +55,6 @@ def encode_plain(x: np.ndarray, book: CodeBook, block: int) -> tuple[np.ndarray,
 def decode_plain(codes: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int) -> np.ndarray:
     """level * absmax in fp32, for each index."""
     return book.levels[codes] * np.repeat(absmax, block)[: codes.size]
-
-
-def pack(codes: np.ndarray, bits: int, filler: int = 0) -> np.ndarray:
-    """Indices of `bits` bits side by side in bytes, the first one in the highest bits; `filler` completes the last byte."""
-    codes = np.append(codes, np.full(-codes.size % (8 // math.gcd(8, bits)), filler, dtype=np.uint8))
-    if bits == 8:
-        return codes
-    if bits == 4:
-        return codes[0::2] << 4 | codes[1::2]
-    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, 8 - bits :])
-
-
-def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The inverse of `pack`: the first `count` indices."""
-    packed = packed.reshape(-1)
-    if bits == 8:
-        return packed[:count]
-    if bits == 4:
-        return np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:count]
-    ones = np.unpackbits(packed)[: count * bits].reshape(-1, bits)
-    return np.packbits(ones, axis=1).reshape(-1) >> (8 - bits)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,6 +108,7 @@ class Quantized:
     """A quantized tensor. `packed` uint8 (bytes, 1); `absmax` fp32 per block, or uint8 codes of it if `nested` is given.
 
     `shape` and `dtype` are those of the tensor that was quantized; arrays are NumPy's or torch's as the input was.
+    `by_column`: the blocks run down the columns of a matrix instead of along its rows.
     """
 
     packed: object
@@ -142,6 +118,7 @@ class Quantized:
     shape: tuple[int, ...]
     dtype: object
     nested: Nested | None = None
+    by_column: bool = False
 
     @property
     def code(self) -> str:
@@ -154,13 +131,11 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is stored: indices, scales, and the constants of the scales."""
-        total = _nbytes(self.packed) + _nbytes(self.absmax)
+        """Bytes of everything that is stored for this tensor: indices, scales, the scales' constants, your own levels."""
+        total = nbytes(self.packed) + nbytes(self.absmax)
         if self.nested is not None:
-            total += _nbytes(self.nested.absmax) + 4
-        if self.code == "custom":
-            total += self.book.levels.nbytes
-        return total
+            total += nbytes(self.nested.absmax) + 4  # the offset
+        return total + (self.book.levels.nbytes if self.code == "custom" else 0)
 
     @property
     def bits_per_parameter(self) -> float:
@@ -169,68 +144,92 @@ class Quantized:
 
     def scales(self):
         """The absmax of each block in fp32, decoded if they are nested. NumPy or torch as the input was."""
+        return as_given(self._scales(), self.packed) if self.nested is not None else self.absmax
+
+    def _scales(self) -> np.ndarray:
+        absmax = to_numpy(self.absmax)
         if self.nested is None:
-            return self.absmax
-        levels = codebooks.named("dynamic8").levels
-        absmax, outer = _numpy(self.absmax), _numpy(self.nested.absmax)
-        scales = decode_plain(absmax, outer, codebooks.named("dynamic8"), self.nested.block) + np.float32(self.nested.offset)
-        return _like(scales, self.absmax)
+            return absmax
+        outer = np.repeat(to_numpy(self.nested.absmax), self.nested.block)[: absmax.size]
+        return codebooks.named("dynamic8").levels[absmax] * outer + np.float32(self.nested.offset)
 
     def dequantize(self, dtype=None, out=None):
-        """The tensor that the indices stand for, in `dtype` (the original one if None), into `out` if given."""
-        codes = unpack(_numpy(self.packed), self.book.bits, self.size)
-        values = decode_plain(codes, _numpy(self.scales()), self.book, self.block).reshape(self.shape)
-        values = _like(values, self.packed)
-        if out is not None:
-            (out.copy_(values) if is_torch(out) else np.copyto(out, values))
-            return out
-        dtype = dtype if dtype is not None else self.dtype
-        return values.to(dtype) if is_torch(values) else values.astype(dtype)
+        """The tensor that the indices stand for, in `dtype` (the original one if None), or into `out` if that is given.
+
+        Raises MiniloraError if `out` has another shape or is not contiguous.
+        """
+        if not on_cpu(self.packed):
+            from . import devicecodes
+
+            return devicecodes.dequantize(self, dtype, out)
+        shape = self.shape[::-1] if self.by_column else self.shape
+        values = out if out is not None and not self.by_column else None
+        flat, store, values = writer(values, shape, dtype or self.dtype, like=self.packed)
+        self._decode(flat, store)
+        if not self.by_column:
+            return values
+        if out is None:
+            return values.T.contiguous() if is_torch(values) else np.ascontiguousarray(values.T)
+        (out.copy_ if is_torch(out) else functools.partial(np.copyto, out))(values.T)
+        return out
+
+    def _decode(self, flat: np.ndarray, store) -> None:
+        """The fast path for whole blocks, the plain one for what is left at the end."""
+        bits, packed, scales = self.book.bits, to_numpy(self.packed).reshape(-1), self._scales()
+        unit = blockcodes.unit_size(self.block, bits)
+        body = self.size // unit * unit
+        if body:
+            blockcodes.decode(packed, scales, self.book, self.block, flat[:body], store)
+        if body < self.size:
+            codes = unpack(packed[body * bits // 8 :], bits, self.size - body)
+            values = decode_plain(codes, scales[body // self.block :], self.book, self.block)
+            store(body, self.size, values) if store else np.copyto(flat[body:], values)
 
 
-def _nbytes(array) -> int:
-    return array.numel() * array.element_size() if is_torch(array) else array.nbytes
+def quantize(x, code="nf4", block: int | str = 64, double: bool = False):
+    """Quantize an array or tensor in blocks that share a scale. Returns a `Quantized`.
 
-
-def _numpy(array) -> np.ndarray:
-    return array.detach().cpu().numpy() if is_torch(array) else array
-
-
-def _like(values: np.ndarray, model):
-    """`values` as NumPy or torch, on the device of `model`."""
-    if not is_torch(model):
-        return values
-    import torch
-
-    return torch.from_numpy(values).to(model.device)
-
-
-def _flat_fp32(x) -> np.ndarray:
-    if is_torch(x):
-        return x.detach().float().cpu().contiguous().numpy().reshape(-1)
-    return np.ascontiguousarray(x, dtype=np.float32).reshape(-1)
-
-
-def quantize(x, code="nf4", block: int = 64, double: bool = False) -> Quantized:
-    """Quantize an array or tensor in blocks of its flattened numbers.
-
-    x: NumPy array or torch tensor of any shape in fp32, bf16 or fp16; code: a name of `codebooks.NAMES`, a CodeBook or
-    an array of levels; block: numbers to a scale; double: quantize the scales too.
-    Raises MiniloraError for an unknown code, a block below 1, an empty tensor, NaN or infinity.
+    x: NumPy array or torch tensor of any shape in fp32, bf16, fp16 or fp64 (which is rounded to fp32 first).
+    code: a name of `codebooks.NAMES`, a CodeBook or an array of levels; `uint2` ... `uint8` use a zero point (`affine`).
+    block: how many neighbours of the flattened tensor share a scale, or "row", "column", "tensor".
+    double: store the scales in 8 bits, too.
+    Raises MiniloraError for an unknown code, a block that is not allowed, an empty tensor, NaN or infinity.
     """
-    book = code if isinstance(code, CodeBook) else codebooks.named(code) if isinstance(code, str) else codebooks.custom(code)
-    if block < 1:
-        raise MiniloraError(f"block {block} is not allowed; take a whole number of at least 1, such as 64")
-    flat = _flat_fp32(x)
-    if flat.size == 0:
-        raise MiniloraError(f"the tensor of shape {tuple(x.shape)} is empty; there is nothing to quantize")
-    if not np.isfinite(flat).all():
-        raise MiniloraError("the tensor holds NaN or infinity; mend it before quantizing")
-    codes, absmax = encode_plain(flat, book, block)
-    packed = pack(codes, book.bits, filler=book.zero).reshape(-1, 1)
+    if isinstance(code, str) and code.startswith("uint"):
+        return quantize_affine(x, code, block)
+    book = _code_book(code)
+    size, by_column = block_size(x, block)
+    if not on_cpu(x):
+        from . import devicecodes
+
+        packed, absmax = devicecodes.encode(x.T if by_column else x, book, size)
+    else:
+        packed, absmax = _encode(flat_raw(x.T if by_column else x), book, size)
     nested = None
     if double:
         offset = _mean(absmax)
         absmax, outer = encode_dynamic(absmax - offset)
-        nested = Nested(_like(outer, x), float(offset))
-    return Quantized(_like(packed, x), _like(absmax, x), book, block, tuple(x.shape), x.dtype, nested)
+        nested = Nested(as_given(outer, x), float(offset))
+    packed = as_given(packed.reshape(-1, 1), x)
+    return Quantized(packed, as_given(absmax, x), book, size, tuple(x.shape), x.dtype, nested, by_column)
+
+
+def _code_book(code) -> CodeBook:
+    if isinstance(code, CodeBook):
+        return code
+    return codebooks.named(code) if isinstance(code, str) else codebooks.custom(code)
+
+
+def _encode(raw: np.ndarray, book: CodeBook, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Packed indices and absmax of a flat array: the fast path for whole blocks, the plain one for the end."""
+    unit = blockcodes.unit_size(block, book.bits)
+    body = raw.size // unit * unit
+    packed, absmax = blockcodes.encode(raw[:body], book, block)
+    if body < raw.size:
+        rest = blockcodes.to_fp32(raw[body:], np.empty(raw.size - body, np.float32))
+        codes, last = encode_plain(rest, book, block)
+        packed = np.concatenate([packed, pack(codes, book.bits, filler=book.zero)])
+        absmax = np.concatenate([absmax, last])
+    if not np.isfinite(absmax).all():
+        raise MiniloraError("the tensor holds NaN or infinity; find out where they come from before quantizing it")
+    return packed, absmax
