@@ -187,7 +187,8 @@ class Int8Linear(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         """Refuses what would load silently wrong: a float weight (truncated to integers) or another layout."""
-        weight, layout = state_dict.get(prefix + "weight"), state_dict.setdefault(prefix + "weight_format", self.weight_format)
+        weight = state_dict.get(prefix + "weight")
+        layout = state_dict.setdefault(prefix + "weight_format", self.weight_format)
         if weight is not None and weight.dtype != torch.int8:
             raise MiniloraError(f"{prefix}weight is {weight.dtype}, not int8; load it into the float model, then quantize that")
         if int(layout) != 0:

@@ -121,7 +121,7 @@ class Integer:
 
     def __post_init__(self):
         if not 2 <= self.bits <= 53:
-            raise MiniloraError(f"format {self.name!r} has {self.bits} bits; choose 2 to 53, the integers that fp64 holds exactly")
+            raise MiniloraError(f"format {self.name!r} has {self.bits} bits; choose 2 to 53, which fp64 holds exactly")
 
     @property
     def max(self) -> float:

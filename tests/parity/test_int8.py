@@ -366,6 +366,39 @@ def test_an_adapter_learns_on_it_and_merges_exactly(make):
         assert relative(logits(), trained) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_files_of_load_in_8bit_and_an_adapter_in_peft(tmp_path, monkeypatch):
+    """A model that transformers quantized and saved loads here; our adapter on it gives PEFT's training logits to the bit."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+    model = transformers_model()
+    model.save_pretrained(tmp_path / "float")
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    reference = LlamaForCausalLM.from_pretrained(
+        tmp_path / "float", quantization_config=config, device_map="cpu", dtype=torch.float32
+    )
+    reference.save_pretrained(tmp_path / "int8")
+    saved = load_file(tmp_path / "int8" / "model.safetensors")
+    int8.quantize_model_int8(model)
+    assert saved.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    model.load_state_dict(saved)
+
+    lora.add_lora(model, rank=4, alpha=8)
+    torch.manual_seed(1)
+    for parameter in lora.trainable_parameters(model):
+        nn.init.normal_(parameter, std=0.1)
+    lora.save_adapter(model, tmp_path / "adapter")
+    reference = PeftModel.from_pretrained(reference, tmp_path / "adapter")
+    ids = torch.randint(5, 97, (2, 11), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(int8, "UNIT", 6.200124e-05)
+    with torch.no_grad():
+        assert torch.equal(model.train()(ids).logits, reference.train()(ids).logits)
+        assert relative(model.eval()(ids).logits, reference.eval()(ids).logits) <= 1e-6
+
+
 def test_planted_outliers_hurt_plain_int8_and_not_the_decomposition():
     torch.manual_seed(0)
     model = llama.Llama(llama.Config(**TINY)).eval()

@@ -1,6 +1,7 @@
 """numerics against NumPy's and torch's casts, bit for bit, and against exact fractions where no cast exists."""
 
 import math
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -291,6 +292,11 @@ def test_tensors_of_any_type_and_any_shape(kind):
     assert numerics.encode(np.empty((0, 3)), "fp16").shape == (0, 3)
     assert numerics.decode(np.empty((2, 0), np.uint8), "int8").shape == (2, 0)
     assert numerics.encode(1, "fp16").dtype == np.uint16 and numerics.encode(1, "tf32").dtype == np.uint32
+
+
+def test_it_stands_on_numpy_alone():
+    code = "import sys, minilora.numerics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(
