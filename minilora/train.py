@@ -235,8 +235,12 @@ class _Loop:
             self.record({"step": step, "valid_loss": loss})
 
     def save(self, step: int) -> None:
-        if self.run is not None:
-            self.run.save(step, self.parameters, self.optimizer, self.history.records)
+        if self.run is None:
+            return
+        for name, parameter in self.parameters.items():
+            if not bool(torch.isfinite(parameter).all()):
+                raise MiniloraError(f"{name} holds NaN or infinity after step {step}; lower --lr (now {self.config.lr:g}), then --resume")
+        self.run.save(step, self.parameters, self.optimizer, self.history.records)
 
     def one_step(self, step: int) -> dict:
         """One update; returns its metrics. The step counts from 0."""
@@ -248,8 +252,7 @@ class _Loop:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise MiniloraError(
-                f"the loss at step {step + 1} is {loss}, its gradient norm {norm}; lower --lr (now {self.config.lr:g})"
-                " or look for damaged data"
+                f"the loss at step {step + 1} is {loss}, its gradient norm {norm}; lower --lr (now {self.config.lr:g}) or look for damaged data"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -269,11 +272,12 @@ class _Loop:
                 done = step + 1
                 if done == steps or (self.config.eval_every and done % self.config.eval_every == 0):
                     self.validate(done)
-                if done == steps or done % self.config.save_every == 0 or interrupted():
-                    self.save(done)
                 bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
                 bar.update()
                 if on_step is not None:
                     on_step(done, entry["loss"])
-                if interrupted() and done < steps:
+                stop = interrupted() and done < steps
+                if stop or done == steps or done % self.config.save_every == 0:
+                    self.save(done)
+                if stop:
                     raise KeyboardInterrupt

@@ -1,0 +1,166 @@
+"""Each trap is planted in a model or a batch that is fine otherwise; `train.check` must name it."""
+
+import math
+
+import pytest
+import torch
+
+from minilora import lora, train
+from minilora.llama import Llama
+from minilora.text import IGNORE, Tokenizer, collate, encode_rows
+
+
+@pytest.fixture
+def model(tiny_folder):
+    torch.manual_seed(0)
+    return lora.add_lora(Llama.from_pretrained(tiny_folder), rank=4)
+
+
+@pytest.fixture
+def rows(tiny_folder):
+    examples = [{"prompt": "who sat", "response": "the cat"}, {"prompt": "who", "response": "the bird"}]
+    return encode_rows(examples, Tokenizer.from_pretrained(tiny_folder))
+
+
+def test_a_sound_run_passes_and_nothing_is_touched(model, rows):
+    state = torch.random.get_rng_state()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    report = train.check(model, collate(rows, 0))
+    assert report.trainable == sum(p.numel() for p in lora.trainable_parameters(model)) and 0 < report.loss < 20
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def first(model, part):
+    return next(p for name, p in model.named_parameters() if part in name)
+
+
+def freeze_all(model, batch):
+    model.requires_grad_(False)
+
+
+def thaw_base(model, batch):
+    first(model, "down_proj.base.weight").requires_grad_(True)
+
+
+def both_zero(model, batch):
+    for p in lora.trainable_parameters(model):
+        p.data.zero_()
+
+
+def nan_weight(model, batch):
+    first(model, "norm").data[0] = math.nan
+
+
+def nan_adapter(model, batch):
+    first(model, "lora_A").data[0] = math.inf
+
+
+def half(model, batch):
+    first(model, "lora_A").data = first(model, "lora_A").data.half()
+
+
+def cut_gradient(model, batch):
+    inner = model.model.forward
+    model.model.forward = lambda *args: inner(*args).detach()
+
+
+def scale_zero(model, batch):
+    for layer in lora.adapted_layers(model).values():
+        layer.scale["default"] = 0.0
+
+
+def mask_all(model, batch):
+    batch[1].fill_(IGNORE)
+
+
+def mask_eos(model, batch):
+    batch[1][batch[0] == 2] = IGNORE
+
+
+def outside(model, batch):
+    batch[0][0, 3] = model.config.vocab_size
+
+
+def too_long(model, batch):
+    model.config.max_position_embeddings = 5
+
+
+def two_bos(model, batch):
+    batch[0][:, 1] = batch[0][:, 0]
+
+
+def shifted(model, batch):
+    batch[1][:] = torch.roll(batch[1], -1, 1)
+
+
+def learned_padding(model, batch):
+    rest = batch[2] == 0
+    batch[1][rest] = batch[0][rest]
+
+
+TRAPS = [
+    (freeze_all, "frozen"),
+    (thaw_base, "base is not frozen"),
+    (both_zero, "both zero"),
+    (nan_weight, "holds NaN or infinity"),
+    (nan_adapter, "lora_A.*holds NaN or infinity"),
+    (half, "float16"),
+    (cut_gradient, "no gradient reaches"),
+    (scale_zero, "all gradients are zero"),
+    (mask_all, "all labels"),
+    (mask_eos, "never stop"),
+    (outside, "token id 320"),
+    (too_long, "--seq to 5"),
+    (two_bos, "two BOS"),
+    (shifted, "shifted already"),
+    (learned_padding, "padding is learned"),
+]
+
+
+@pytest.mark.parametrize("trap, message", TRAPS, ids=[trap.__name__ for trap, _ in TRAPS])
+def test_a_trap_is_named(model, rows, trap, message):
+    batch = collate(rows, 0)
+    trap(model, batch)
+    with pytest.raises(train.CheckFailed, match=message) as caught:
+        train.check(model, batch)
+    assert "\n" not in str(caught.value) and (";" in str(caught.value) or ":" in str(caught.value))
+
+
+def test_nothing_trainable_without_an_adapter(tiny_folder, rows):
+    model = Llama.from_pretrained(tiny_folder).requires_grad_(False)
+    with pytest.raises(train.CheckFailed, match="nothing is trainable"):
+        train.check(model, collate(rows, 0))
+
+
+def test_an_unreached_weight_is_named(model, rows):
+    model.extra = torch.nn.Parameter(torch.ones(2))
+    model.extra.requires_grad_(True)
+    model.register_parameter("lora_lost", torch.nn.Parameter(torch.ones(2)))
+    del model.extra
+    with pytest.raises(train.CheckFailed, match="reaches lora_lost"):
+        train.check(model, collate(rows, 0))
+
+
+def test_reentrant_checkpointing_without_input_gradients(model, rows):
+    """The best known silent failure: each layer recomputed by the reentrant kind, its input without a gradient."""
+    from torch.utils.checkpoint import checkpoint
+
+    for layer in model.model.layers:
+        inner = layer.forward
+        layer.forward = lambda *args, inner=inner: checkpoint(inner, *args, use_reentrant=True)
+    with pytest.warns(UserWarning, match="None of the inputs"), pytest.raises(train.CheckFailed, match="checkpointing"):
+        train.check(model, collate(rows, 0))
+
+
+def test_fit_checks_before_it_writes(model, rows, tmp_path):
+    freeze_all(model, None)
+    with pytest.raises(train.CheckFailed):
+        train.fit(model, rows, steps=1, progress=False, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bare_text_without_eos_is_no_trap(model):
+    """Packed rows may hold no end at all."""
+    ids = list(range(10, 30))
+    train.check(model, collate([(ids, ids)], 0))
