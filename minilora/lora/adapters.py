@@ -20,8 +20,10 @@ from torch import nn
 
 from ..errors import MiniloraError
 from .config import AdapterConfig
+from .embedding import FullModule, LoRAEmbedding
+from .initial import start_adapter
 from .layer import BASE, Adapted, LoRALinear
-from .targets import is_linear, match_targets, original_modules
+from .targets import HEADS, full_paths, is_linear, match_targets, original_modules, put
 
 
 def add_lora(
@@ -44,24 +46,33 @@ def add_lora(
     return add_adapter(model, config, name)
 
 
-def add_adapter(model: nn.Module, config: AdapterConfig, name: str = "default") -> nn.Module:
-    """`add_lora` with every setting, patterns and full modules included."""
+def add_adapter(model: nn.Module, config: AdapterConfig, name: str = "default", strict: bool = True) -> nn.Module:
+    """`add_lora` with every setting, patterns and full modules included. strict=False lets a target name match nothing."""
     check_name(model, name)
     refuse_merged(model, "add an adapter")
     modules = original_modules(model)
-    paths = match_targets(model, config.targets, config.full_modules)
+    paths = match_targets(model, config.targets, config.full_modules, strict)
     for path in paths:
         check_rank(config.rank_of(path), path, modules[path])
-    if not hasattr(model, "lora_adapters"):
+    place(model, config, name, paths, full_paths(model, config.full_modules))
+    return use_adapter(model, name)
+
+
+def place(model: nn.Module, config: AdapterConfig, name: str, paths: Sequence[str], full: Sequence[str] = ()) -> None:
+    """Put adapter `name` on the modules at `paths` and copies on those at `full`; the first adapter freezes the model."""
+    if not adapters(model):
+        model.lora_frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.lora_adapters = {}
         model.requires_grad_(False)
     for path in paths:
         layer = adapted_in_place(model, path)
         layer.add(name, config.rank_of(path), config.scale_of(path), config.dropout)
+        start_adapter(layer, name, config.init)
         if config.dora:
             layer.add_magnitude(name)
+    for path in full:
+        adapted_in_place(model, path, FullModule).add(name)
     model.lora_adapters[name] = config
-    return use_adapter(model, name)
 
 
 def check_name(model: nn.Module, name: str) -> None:
@@ -79,14 +90,15 @@ def check_rank(rank: int, path: str, module: nn.Module) -> None:
         raise MiniloraError(f"rank {rank} is above the smaller side of {path} {out_in}; choose at most {min(out_in)}")
 
 
-def adapted_in_place(model: nn.Module, path: str) -> Adapted:
-    """The adapted layer at `path`; puts one there if the plain module still stands."""
-    parent_path, _, child = path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    module = getattr(parent, child)
+def adapted_in_place(model: nn.Module, path: str, kind: type[Adapted] | None = None) -> Adapted:
+    """The adapted layer at `path`; puts one there (of `kind`, or what suits the module) if the plain module still stands."""
+    module = model.get_submodule(path)
     if not isinstance(module, Adapted):
-        module = LoRALinear(module).train(module.training)
-        setattr(parent, child, module)
+        kind = kind or (LoRAEmbedding if isinstance(module, nn.Embedding) else LoRALinear)
+        module = kind(module).train(module.training)
+        put(model, path, module)
+    elif module.full != (kind is FullModule):
+        raise MiniloraError(f"{path} has an adapter and a full copy in different adapters; use one or the other for it")
     return module
 
 
@@ -121,6 +133,8 @@ def use_adapter(model: nn.Module, name: str | Sequence[str], trainable: bool = T
     refuse_merged(model, "switch adapters")
     for layer in adapted_layers(model).values():
         layer.active = [each for each in names if layer.has(each)]
+        if layer.full and len(layer.active) > 1:
+            raise MiniloraError(f"adapters {', '.join(layer.active)} each train one whole module; only one of them can speak")
         for key, parameter in layer.adapter_parameters():
             parameter.requires_grad_(trainable and key in names)
     return model
@@ -208,12 +222,31 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Take the adapters off: the plain modules stand again, with the adapters in their weights if merge was called."""
-    for path, layer in adapted_layers(model).items():
-        parent_path, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent_path), child, layer.base)
+    """Take the adapters off: plain modules stand again, with the adapters in their weights if merge was called, and learn again."""
+    layers = adapted_layers(model)
+    untie(model, layers)
+    for path, layer in layers.items():
+        put(model, path, layer.base)
+        for old, new in zip(layer.original.parameters(), layer.base.parameters()):
+            new.requires_grad_(any(old is parameter for parameter in model.lora_frozen))
+    for parameter in model.__dict__.pop("lora_frozen", []):
+        parameter.requires_grad_(True)
     model.__dict__.pop("lora_adapters", None)
     return model
+
+
+def untie(model: nn.Module, layers: dict[str, Adapted]) -> None:
+    """If a merge gave a tied embedding or head weights of its own, store the two apart from now on."""
+    config = getattr(model, "config", None)
+    ends = [layer for path, layer in layers.items() if path.rpartition(".")[2] in (*HEADS, "embed_tokens")]
+    merged = [layer for layer in ends if layer.merged]
+    if not merged or not getattr(config, "tie_word_embeddings", False):
+        return
+    config.tie_word_embeddings = False
+    if getattr(model, "lm_head", 0) is None:  # our Llama's tied head is the table itself
+        table = merged[0].original.weight
+        model.lm_head = nn.Linear(table.shape[1], table.shape[0], bias=False, device="meta")
+        model.lm_head.weight = nn.Parameter(table.detach().clone(), requires_grad=False)
 
 
 def remove_adapter(model: nn.Module, name: str) -> nn.Module:

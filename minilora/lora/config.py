@@ -51,8 +51,8 @@ class AdapterConfig:
             raise MiniloraError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
         if self.variant not in VARIANTS:
             raise MiniloraError(f"variant {self.variant!r} is not known; choose one of {', '.join(VARIANTS)}")
-        if self.init not in INITS and not re.fullmatch(r"pissa_niter_[1-9]\d*", self.init):
-            raise MiniloraError(f"init {self.init!r} is not known; choose one of {', '.join(INITS)} or pissa_niter_16")
+        if self.init not in INITS and not re.fullmatch(r"(pissa|loftq)_niter_[1-9]\d*", self.init):
+            raise MiniloraError(f"init {self.init!r} is not known; choose one of {', '.join(INITS)} or pissa_niter_16, loftq_niter_5")
         self._check_names()
 
     def _check_names(self):

@@ -191,7 +191,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
         expected |= {f"{PREFIX}{path}.{key}": tuple(value.shape) for key, value in modules[path].state_dict().items()}
     check_state(state, expected, source)
     compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
-    add_adapter(model, config, name)
+    add_adapter(model, config, name, strict=False)
     return set_adapter_state(model, state, name)
 
 

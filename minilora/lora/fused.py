@@ -32,30 +32,32 @@ class FusedLoRA(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, W, bias, A, B, scale):
-        h = F.linear(x, A)  # (..., r)
-        y = F.linear(x, W, bias)  # (..., out)
-        detour = F.linear(h, B)
-        if math.frexp(scale)[0] == 0.5:  # s is a power of two: y + s·d rounds once whether fused or not, so one pass is enough
+        rows = x.reshape(-1, x.shape[-1])  # (N, in)
+        a, b = A.to(x.dtype), B.to(x.dtype)  # no copy where the types agree
+        h = F.linear(rows, a)  # (N, r)
+        y = F.linear(rows, W, bias)  # (N, out)
+        detour = F.linear(h, b)  # (N, out)
+        if math.frexp(scale)[0] == 0.5:  # times a power of two is exact, so y + s·d is rounded once in any case: one pass
             y.add_(detour, alpha=scale)
         else:
             y.add_(detour.mul_(scale))
-        ctx.save_for_backward(x, h, W, A, B)
+        ctx.save_for_backward(rows, h, W, A, B)
         ctx.scale = scale
-        return y
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, h, W, A, B = ctx.saved_tensors
         G = grad.reshape(-1, grad.shape[-1])  # (N, out)
-        H = (G @ B).mul_(ctx.scale)  # (N, r)
+        H = (G @ B.to(G.dtype)).mul_(ctx.scale)  # (N, r)
         dx = dA = dB = None
         if ctx.needs_input_grad[3]:
-            dA = H.T @ x.reshape(-1, x.shape[-1])  # (r, in)
+            dA = (H.T @ x).to(A.dtype)  # (r, in)
         if ctx.needs_input_grad[4]:
-            dB = (G.T @ h.reshape(-1, h.shape[-1])).mul_(ctx.scale)  # (out, r)
+            dB = (h.T @ G).T.to(B.dtype).mul_(ctx.scale)  # (out, r); few rows times many is the faster order
         if ctx.needs_input_grad[0]:
-            dx = torch.addmm(G @ W, H, A).view_as(x)  # (N, in)
+            dx = (G @ W).addmm_(H, A.to(G.dtype)).view(*grad.shape[:-1], -1)  # (..., in)
         return dx, None, None, dA, dB, None
 
 
@@ -70,7 +72,7 @@ def can_fuse(base: nn.Module, x: torch.Tensor, A: torch.Tensor) -> bool:
         type(base) is nn.Linear
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
-        and x.dtype == base.weight.dtype == A.dtype
+        and x.dtype == base.weight.dtype and (x.dtype == A.dtype or x.dtype == torch.bfloat16)
         and not base._forward_hooks
         and not base._forward_pre_hooks
         and not torch.is_autocast_enabled(x.device.type)

@@ -28,9 +28,16 @@ def original_modules(model: nn.Module) -> dict[str, nn.Module]:
             continue
         if isinstance(module, Adapted):
             inside += (f"{path}.",)
-            module = module.unmerged[0] if module.merged else module.base
+            module = module.original
         modules[path] = module
+    modules.pop("", None)  # the model itself has no parent in which something could take its place
     return modules
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Let `module` stand at `path` in the model."""
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -41,7 +48,7 @@ def is_linear(module: nn.Module) -> bool:
 def linear_paths(model: nn.Module) -> list[str]:
     """Every linear layer but the output head."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    head = head.base if isinstance(head, Adapted) else head
+    head = head.original if isinstance(head, Adapted) else head
     return [
         path
         for path, module in original_modules(model).items()
@@ -87,7 +94,7 @@ def full_paths(model: nn.Module, full_modules: Sequence[str]) -> list[str]:
     """The modules that are trained whole. Raises MiniloraError for a name that matches none."""
     paths = []
     for name in full_modules:
-        found = [path for path in original_modules(model) if named(path, name)]
+        found = [path for path in original_modules(model) if path.endswith(name)]  # PEFT's rule for modules_to_save
         if not found:
             children = sorted({path.rpartition(".")[2] for path in original_modules(model)} - {""})
             raise MiniloraError(f"full module {name!r} matches no module; the names are {', '.join(children)}")
