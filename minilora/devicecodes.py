@@ -14,7 +14,7 @@ import math
 import numpy as np
 import torch
 
-from .codebooks import CodeBook, named
+from .codebooks import CodeBook
 from .errors import MiniloraError
 from .packing import pack
 
@@ -40,7 +40,7 @@ def scales(q) -> torch.Tensor:
     """The absmax of each block in fp32."""
     if q.nested is None:
         return q.absmax
-    levels = torch.tensor(named("dynamic8").levels, device=q.absmax.device)
+    levels = torch.tensor(q.nested.levels, device=q.absmax.device)
     outer = q.nested.absmax.repeat_interleave(q.nested.block)[: q.absmax.numel()]
     return levels[q.absmax.int()] * outer + q.nested.offset
 

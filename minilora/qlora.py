@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from . import bnb_format
 from .errors import MiniloraError
-from .quantize import Nested, Quantized, quantize
+from .quantize import Quantized, quantize
 
 _scratch = threading.local()
 
@@ -48,11 +49,14 @@ class QLinear(nn.Module):
     def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = quantized.shape
+        self._hold(quantized)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def _hold(self, quantized: Quantized) -> None:
         self._form = quantized  # everything but the arrays, which live in the buffers
         self.register_buffer("weight", quantized.packed)
         self.register_buffer("absmax", quantized.absmax)
         self.register_buffer("nested_absmax", None if quantized.nested is None else quantized.nested.absmax)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, code="nf4", block: int = 64, double: bool = True) -> "QLinear":
@@ -63,7 +67,7 @@ class QLinear(nn.Module):
         """The weight as `quantize` returned it, on the device where the layer is now."""
         q = self._form
         if q.packed is not self.weight or q.absmax is not self.absmax:  # moved or loaded since
-            nested = q.nested and Nested(self.nested_absmax, q.nested.offset, q.nested.block)
+            nested = q.nested and replace(q.nested, absmax=self.nested_absmax)
             q = self._form = replace(q, packed=self.weight, absmax=self.absmax, nested=nested)
         return q
 
@@ -75,6 +79,25 @@ class QLinear(nn.Module):
             if self._buffers[name].dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
+
+    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
+        """The keys that transformers and bitsandbytes use for a 4-bit weight."""
+        destination.update(bnb_format.to_tensors(self.quantized, prefix + "weight"))
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        name, device = prefix + "weight", self.weight.device
+        if not bnb_format.quantized_names(bnb_format.part_keys(state_dict, name)):
+            missing_keys.append(f"{name}.quant_state")
+            return
+        q = bnb_format.from_tensors({key: state_dict[key].to(device) for key in bnb_format.part_keys(state_dict, name)}, name)
+        if q.shape != self._form.shape:
+            error_msgs.append(f"{name} has shape {list(q.shape)}, the layer needs {list(self._form.shape)}")
+            return
+        self._hold(q)
+        if self.bias is not None:
+            (self.bias.data.copy_(state_dict[prefix + "bias"]) if prefix + "bias" in state_dict else missing_keys.append(prefix + "bias"))
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The decoded weight as a tensor of its own (out, in), for an exact merge."""
@@ -167,16 +190,22 @@ class _FusedQLoRA(torch.autograd.Function):
 
 
 def quantize_model(model: nn.Module, code="nf4", double: bool = True, block: int = 64) -> nn.Module:
-    """Replace the linear layers of `model` by frozen quantized ones, in place; head and embeddings stay as they are.
+    """Replace the linear layers of `model`, ours or transformers', by frozen `QLinear`s, in place.
 
-    Raises MiniloraError if there is no linear layer to replace, or adapters are already on the model.
+    Embeddings and the output head stay as they are, and every parameter that is left is frozen.
+    Raises MiniloraError if there is no linear layer, adapters are on the model already, or for what `quantize` refuses.
     """
-    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
-             if type(child) is nn.Linear and name != "lm_head"]
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise MiniloraError("adapters are on the model already; call quantize_model first, then add_lora")
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and name != "lm_head" and child is not head
+    ]
     if not found:
-        raise MiniloraError("the model has no linear layer to quantize (lm_head is left alone)")
+        raise MiniloraError("the model has no linear layer to quantize (embeddings and lm_head are left alone)")
     for parent, name, child in found:
         setattr(parent, name, QLinear.from_linear(child, code, block, double))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
+    return model.requires_grad_(False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -63,11 +63,15 @@ def decode_plain(codes: np.ndarray, absmax: np.ndarray, book: CodeBook, block: i
 
 @dataclass
 class Nested:
-    """How the absmax were quantized: `absmax` fp32 for each 256 of them, and the mean that was taken off before."""
+    """How the absmax were quantized: `absmax` fp32 for each 256 of them, and the mean that was taken off before.
+
+    `levels`: the 256 values of the 8-bit code; files made on a CPU by some versions of bitsandbytes hold -1 as the first.
+    """
 
     absmax: object
     offset: float
     block: int = NESTED_BLOCK
+    levels: np.ndarray = field(default_factory=lambda: codebooks.named("dynamic8").levels)
 
 
 @functools.cache
@@ -151,7 +155,7 @@ class Quantized:
         if self.nested is None:
             return absmax
         outer = np.repeat(to_numpy(self.nested.absmax), self.nested.block)[: absmax.size]
-        return codebooks.named("dynamic8").levels[absmax] * outer + np.float32(self.nested.offset)
+        return self.nested.levels[absmax] * outer + np.float32(self.nested.offset)
 
     def dequantize(self, dtype=None, out=None):
         """The tensor that the indices stand for, in `dtype` (the original one if None), or into `out` if that is given.

@@ -17,7 +17,7 @@ FLOORS = (
     {"errors", "files"},
     {"quantize", "codebooks", "packing", "arrays", "blockcodes", "devicecodes", "affine", "bnb_format", "lowrank", "numerics", "autograd", "optim", "int8"},
     {"text", "llama", "sampling", "checkpoint", "lora"},
-    {"qlora"},
+    {"qlora", "qcheckpoint"},
     {"train", "selfcheck", "scoring", "runs", "plots"},
     {"hub", "kernels", "parallel", "budget", "pretrain"},
     {"exercises", "check", "explore"},
