@@ -52,7 +52,7 @@ class Tensor:
         try:
             array = np.array(data.data if isinstance(data, Tensor) else data)
             double = hasattr(data, "dtype") and array.dtype == np.float64
-            self.data = array.astype(np.float64 if double else np.float32)
+            self.data = array.astype(np.float64 if double else np.float32, casting="same_kind")
         except (ValueError, TypeError):
             raise MiniloraError(f"cannot make a Tensor of {data!r:.60}; give numbers in rows of equal length") from None
         self.requires_grad, self.name, self.op = requires_grad, name, ""
@@ -83,7 +83,7 @@ class Tensor:
         """Add the derivative of self, weighted by `gradient`, to `.grad` of every leaf that requires it."""
         for tensor, grad in gradients(self, gradient):
             if tensor.is_leaf:
-                tensor.grad = grad.copy() if tensor.grad is None else tensor.grad + grad
+                tensor.grad = grad.copy() if tensor.grad is None else np.asarray(tensor.grad + grad)
 
     # in each pair (input, function), `g` is the gradient of the result
     def __add__(self, other):

@@ -27,7 +27,7 @@ def fma(a, x, y):
 
     In fp32 the product of two numbers is exact in fp64, so one rounding at the end is left; fp64 is rounded twice.
     """
-    if not isinstance(y, np.ndarray):
+    if _namespace(y) is not np:
         return y.add(x, alpha=a) if isinstance(a, (int, float)) else y.addcmul(a, x)
     if y.dtype != np.float32:
         return a * x + y
@@ -57,7 +57,7 @@ class Optimizer:
         for p, state in zip(self.params, self.state):
             if p.grad is not None:
                 state["step"] = state.get("step", 0) + 1
-                gradient = p.grad if isinstance(p.grad, np.ndarray) else p.grad.detach()
+                gradient = p.grad if _namespace(p.grad) is np else p.grad.detach()
                 p.data[...] = self.update(p.data, gradient, state)
 
     def zero_grad(self) -> None:
@@ -226,7 +226,7 @@ def _zeros(array):
 
 
 def _copy(array):
-    return array.copy() if isinstance(array, np.ndarray) else array.detach().clone()
+    return array.copy() if _namespace(array) is np else array.detach().clone()
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
