@@ -112,13 +112,15 @@ def rope_frequencies(config: Config) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x (B, H, T, D); cos, sin broadcast to it."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+    """Turn each pair (a, b) = (x[i], x[i + D/2]) by its position's angle: (a·cos − b·sin, b·cos + a·sin).
+
+    x (B, H, T, D); cos and sin broadcast to it, and the first half of sin carries the minus.
+    """
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin  # the roll swaps a and b
 
 
 class RotaryTable(nn.Module):
-    """Tables of cos and sin, one row per position; kept in fp32 whatever the model is cast to, and never saved."""
+    """Tables of cos and (−sin, sin), a row per position; kept in fp32 whatever the model is cast to, and never saved."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -129,9 +131,9 @@ class RotaryTable(nn.Module):
         """Fill the tables for positions 0 … rows-1."""
         inverse = rope_frequencies(self.config).to(device)
         angles = torch.arange(rows, device=inverse.device).float()[:, None] * inverse  # (rows, D/2)
-        angles = torch.cat((angles, angles), dim=-1)  # (rows, D)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)  # (rows, D)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)  # (rows, D)
 
     def _apply(self, fn, recurse=True):  # called by .to(), .half(), .cuda() …: follow the device, not the dtype
         device = fn(self.cos).device
@@ -166,9 +168,9 @@ class Cache:
         start, stop = self.length, self.length + k.shape[2]
         if stop > self.capacity:
             raise MiniloraError(f"the cache holds {self.capacity} tokens and {stop} are needed; make it with Cache({stop})")
-        keys[:, :, start:stop] = k
-        values[:, :, start:stop] = v
-        return keys[:, :, :stop], values[:, :, :stop]
+        keys.narrow(2, start, stop - start).copy_(k)
+        values.narrow(2, start, stop - start).copy_(v)
+        return keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
 
 
 class RMSNorm(nn.Module):
@@ -190,12 +192,13 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; each key/value head serves a group of query heads."""
 
+    attend = staticmethod(F.scaled_dot_product_attention)  # pretraining puts another way to the same result here
+
     def __init__(self, config: Config, index: int) -> None:
         super().__init__()
         self.index = index
-        self.head_dim = config.head_dim
-        self.grouped = config.num_key_value_heads != config.num_attention_heads
-        query, key = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.heads, self.groups, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        query, key = self.heads * self.head_dim, self.groups * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
@@ -203,14 +206,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H·D), (B, T, G·D) twice
+        q = rotate(q.view(B, T, self.heads, self.head_dim).transpose(1, 2), cos, sin)  # (B, H, T, D)
+        k = rotate(k.view(B, T, self.groups, self.head_dim).transpose(1, 2), cos, sin)  # (B, G, T, D)
+        v = v.view(B, T, self.groups, self.head_dim).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # (B, G, S, D)
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+        grouped = self.heads != self.groups
+        y = self.attend(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
