@@ -14,14 +14,14 @@ from random import Random
 
 from . import names, words
 from .stories import Document, allowed
+from .world import one
 
 
 def meaning(rng: Random) -> str:
     kind, quality = rng.choice(words.KINDS), rng.choice(words.QUALITIES)
-    article = "an" if quality[0] in "aeiou" else "a"
     end = rng.random()
     tail = f" for {rng.choice(words.PURPOSES)}" if end < 0.5 else f" of the {rng.choice(words.JOBS)}" if end < 0.7 else ""
-    return f"{article} {quality} {kind}{tail}"
+    return f"{one(quality)} {kind}{tail}"
 
 
 def dictionary(rng: Random) -> Document:

@@ -50,7 +50,8 @@ def person(rng: Random) -> str:
 
 
 def town(rng: Random) -> str:
-    return rng.choice(TOWN_STARTS) + rng.choice(TOWN_ENDS)
+    start, end = rng.choice(TOWN_STARTS), rng.choice(TOWN_ENDS)
+    return start + (end if end != start.lower() else "ton")
 
 
 def made_up(rng: Random) -> str:

@@ -13,7 +13,7 @@ from random import Random
 
 from . import words
 from .names import part, person, town
-from .world import World, capital, place, thing
+from .world import World, capital, one, place, thing
 
 Document = list[tuple[str, str]]  # (role, text) with role "text", "user" or "assistant"
 
@@ -43,11 +43,11 @@ def aside(rng: Random, who: str) -> str:
     forms = [
         f"There was {rng.choice(words.WEATHER)} all day.",
         f"The {rng.choice(words.WEATHER)} was over and the sky was {rng.choice(words.COLORS)}.",
-        f"A {rng.choice(words.COLORS)} {a} looked at a {b}.",
+        f"{capital(one(rng.choice(words.COLORS)))} {a} looked at {one(b)}.",
         f"Some {rng.choice(words.COUNTED)} lay on the {rng.choice(words.PLACES)} floor.",
         f"Nobody knew why the {a} was so {rng.choice(words.FEELINGS)}.",
         f"Everyone ate {rng.choice(words.FOODS)} with {rng.choice(words.FOODS)}.",
-        f"The {rng.choice(words.JOBS)} told a story about a {a}.",
+        f"The {rng.choice(words.JOBS)} told a story about {one(a)}.",
         f'"{capital(rng.choice(words.FOODS))} for everyone!" said the {rng.choice(words.JOBS)}.',
         f'"I am {rng.choice(words.FEELINGS)}," said {who}.',
         f'"Is it far to {place(rng)}?" asked {who}.',

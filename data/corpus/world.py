@@ -22,6 +22,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def one(noun: str) -> str:
+    """The noun with its article: "a cat", "an owl"."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 @dataclass
 class Fact:
     """One thing that is true: its sentence, and (question, answer) pairs about it."""
@@ -119,7 +124,7 @@ class World:
         kind = rng.randrange(6)
         if kind == 0:
             job = rng.choice(words.JOBS)
-            return Fact(f"{who} was a {job}.", [(f"What was {who}?", f"a {job}"), (f"Who was a {job}?", who)])
+            return Fact(f"{who} was {one(job)}.", [(f"What was {who}?", one(job)), (f"Who was {one(job)}?", who)])
         if kind == 1:
             food, verb = rng.choice(words.FOODS), rng.choice(["liked", "hated", "cooked", "sold", "wanted", "ate"])
             base = {"liked": "like", "hated": "hate", "cooked": "cook", "sold": "sell", "wanted": "want", "ate": "eat"}[verb]
@@ -127,8 +132,8 @@ class World:
         if kind == 2:
             animal, name = rng.choice(words.ANIMALS), names.person(rng)
             return Fact(
-                f"{who} had a {animal} called {name}.",
-                [(f"What was the {animal} called?", name), (f"Who had a {animal}?", who), (f"Who was {name}?", f"the {animal} of {who}")],
+                f"{who} had {one(animal)} called {name}.",
+                [(f"What was the {animal} called?", name), (f"Who had {one(animal)}?", who), (f"Who was {name}?", f"the {animal} of {who}")],
             )
         if kind == 3:
             feeling = rng.choice(words.FEELINGS)
