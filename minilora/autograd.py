@@ -122,8 +122,8 @@ class Tensor:
     __radd__ = __add__
     __rmul__ = __mul__
     __neg__ = lambda self: self * -1.0
-    __sub__ = lambda self, other: self + _wrap(other, self) * -1.0
-    __rsub__ = lambda self, other: _wrap(other, self) + self * -1.0
+    __sub__ = lambda self, other: _op("-", np.subtract, (self, lambda g: g), (_wrap(other, self), lambda g: -g))
+    __rsub__ = lambda self, other: _wrap(other, self) - self
     __rtruediv__ = lambda self, other: _wrap(other, self) / self
     __rmatmul__ = lambda self, other: _wrap(other, self) @ self
 
@@ -178,7 +178,8 @@ class Tensor:
         """Slices, integers, integer arrays (an embedding look-up is `table[ids]`) and boolean arrays, as in NumPy."""
         def scatter(g):
             full = np.zeros_like(self.data)
-            np.add.at(full, index, g)  # not full[index] += g, which counts a repeated index once
+            plain = np.may_share_memory(self.data[index], self.data)  # slices: quicker, and they name no row twice
+            (np.ndarray.__setitem__ if plain else np.add.at)(full, index, g)  # += would count a repeated row once
             return full
         return _op("[]", lambda x: x[index], (self, scatter))
 
@@ -187,8 +188,7 @@ def gradients(root: Tensor, gradient=None):
     """Yield (tensor, d root / d tensor) for every tensor in the graph that requires it, from the root to the leaves."""
     if not root.requires_grad:
         raise MiniloraError("backward: nothing here needs a gradient; set requires_grad=True, and not inside no_grad()")
-    gradient = gradient.data if isinstance(gradient, Tensor) else gradient
-    seed = np.asarray(1 if gradient is None else gradient, root.dtype)
+    seed = np.asarray(1 if gradient is None else _wrap(gradient, root).data, root.dtype)
     if seed.shape != root.shape and (gradient is not None or root.data.size != 1):
         raise MiniloraError(f"backward: shape {root.shape} needs a gradient of its shape, not {seed.shape}; or .sum()")
     arrived = {id(root): seed.reshape(root.shape)}

@@ -72,15 +72,15 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> str:
 def _box(tensor: Tensor, corner: tuple[int, int], slope) -> str:
     """Leaves that learn have a thick frame, constants a dashed one, results a thin one."""
     x, y = corner
-    style = 'stroke-width="1"' if tensor.op else 'stroke-width="2.5"' if tensor.requires_grad else 'stroke-dasharray="4 3"'
+    leaf = 'stroke-width="2.5"' if tensor.requires_grad else 'stroke-dasharray="4 3"'
+    frame = 'fill="none" stroke="currentColor" ' + ('stroke-width="1"' if tensor.op else leaf)
     rows = [_title(tensor), _short(tensor.data)] + ([] if slope is None else [f"grad {_short(slope)}"])
     text = "".join(
         f'<text x="{x + WIDTH // 2}" y="{y + HEIGHT // 2 + 4 + 16 * i - 8 * (len(rows) - 1)}" text-anchor="middle"'
-        f'{" font-weight=" + chr(34) + "bold" + chr(34) if i == 0 else ""}>{escape(row)}</text>'
+        f' font-weight="{"normal" if i else "bold"}">{escape(row)}</text>'
         for i, row in enumerate(rows)
     )
-    return (f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="none" stroke="currentColor" {style}/>'
-            f"{text}")
+    return f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" {frame}/>{text}'
 
 
 def _title(tensor: Tensor) -> str:

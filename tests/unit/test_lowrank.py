@@ -86,12 +86,13 @@ def test_subspace_similarity():
     assert lowrank.subspace_similarity(first, first, 2, 3) == pytest.approx(1)  # the smaller lies in the larger
     assert lowrank.subspace_similarity(first, shifted, 2, 3) == pytest.approx(0)
     assert lowrank.subspace_similarity(first, shifted, 3, 3) == pytest.approx(1 / 3)  # they share one direction of three
-    a8, a64 = matrix(0, 8, 100), matrix(1, 64, 100)  # random subspaces of dimensions i, j in n share ij/n of ‖·‖²
+    a8, a64 = matrix(0, 8, 100), matrix(1, 64, 100)  # random subspaces of dimensions i < j in n: j/n on average
     value = lowrank.subspace_similarity(a8, a64, 8, 64, side="right")
     assert value == pytest.approx(64 / 100, abs=0.1)
     rotated = np.linalg.qr(matrix(2, 8, 8))[0] @ a8
     assert lowrank.subspace_similarity(a8, rotated, 8, 8, side="right") == pytest.approx(1)
-    assert lowrank.subspace_similarity(torch.from_numpy(a8), torch.from_numpy(a64), 8, 64, "right") == pytest.approx(value)
+    tensors = torch.from_numpy(a8), torch.from_numpy(a64)
+    assert lowrank.subspace_similarity(*tensors, 8, 64, "right") == pytest.approx(value)
 
 
 def test_rank_of_a_product_without_making_it():
