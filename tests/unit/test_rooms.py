@@ -15,7 +15,7 @@ MODULES = {".".join(["minilora", *p.relative_to(PACKAGE).with_suffix("").parts])
 # From the ground up. A room may import from its own floor and those below; a new room needs a floor here.
 FLOORS = (
     {"errors", "files"},
-    {"quantize", "codebooks", "packing", "arrays", "blockcodes", "devicecodes", "affine", "bnb_format", "lowrank", "numerics", "autograd", "optim", "int8"},
+    {"quantize", "codebooks", "packing", "arrays", "blockcodes", "devicecodes", "affine", "bnb_format", "lowrank", "numerics", "autograd", "autograd_graph", "optim", "int8"},
     {"text", "llama", "sampling", "checkpoint", "lora"},
     {"qlora", "qcheckpoint"},
     {"train", "selfcheck", "scoring", "runs", "plots"},
