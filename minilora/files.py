@@ -10,6 +10,7 @@ Where numerics differ: nowhere; bytes go through untouched.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -41,8 +42,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explain(path: Path, error: OSError) -> MiniloraError:
-    reason = error.strerror or str(error)
+def _from_disk(error: Exception) -> bool:
+    """True for what the system refused; safetensors, written in Rust, reports that in an exception of its own."""
+    return isinstance(error, OSError) or (type(error).__name__ == "SafetensorError" and "os error" in str(error))
+
+
+def _explain(path: Path, error: Exception) -> MiniloraError:
+    reason = getattr(error, "strerror", None) or str(error)
     return MiniloraError(f"cannot write {path}: {reason}; free some space or choose another folder with write permission")
 
 
@@ -63,7 +69,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         _sync(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except Exception as error:
+        if not _from_disk(error):
+            raise
         raise _explain(path, error) from error
     finally:
         if temporary is not None and temporary.exists():
@@ -91,8 +99,26 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
                 os.replace(file, path / file.name)
         else:
             os.replace(temporary, path)
-    except OSError as error:
+    except Exception as error:
+        if not _from_disk(error):
+            raise
         raise _explain(path, error) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sort_metadata(path: str | os.PathLike) -> None:
+    """Sort the metadata in a safetensors file's header, in place: the library writes it in an order drawn anew each time.
+
+    With this, equal tensors and equal metadata give equal bytes. The header keeps its length.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        if len(text) > length:
+            raise ValueError(f"the header of {path} would grow from {length} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(length))

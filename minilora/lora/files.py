@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..errors import MiniloraError
-from ..files import atomic_folder
+from ..files import atomic_folder, sort_metadata
 from .adapters import adapted_layers, adapters, add_adapter, need_adapter
 from .config import AdapterConfig
 from .layer import expected_shapes
@@ -99,6 +99,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     metadata = {"format": "pt", SAMPLE_KEY: json.dumps(base_sample(model))}
     with atomic_folder(path) as folder:
         save_file(state, folder / WEIGHTS, metadata=metadata)
+        sort_metadata(folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(to_peft(model, name, config, base_model), indent=2, sort_keys=True) + "\n")
 
 
