@@ -193,3 +193,11 @@ def test_a_bad_tokenizer_is_named(tmp_path, tiny_folder):
     (tmp_path / "tokenizer.json").write_bytes((tiny_folder / "tokenizer.json").read_bytes())
     with pytest.raises(MiniloraError, match="eos_token"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_template_may_mark_the_answer_as_generated():
+    """The tag that transformers adds to Jinja, which the shipped template uses: its text is what stands in it."""
+    from minilora.text import _compile
+
+    marked = "{% for m in messages %}{% generation %}<{{ m['content'] }}>{% endgeneration %}{% endfor %}"
+    assert _compile(marked).render(messages=[{"content": "a"}, {"content": "b"}]) == "<a><b>"
