@@ -153,7 +153,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) as counts of numbers; a packed 4-bit layer counts the weights it stands for."""
     modules = list(model.modules())
-    packed = sum(m.in_features * m.out_features for m in modules if hasattr(m, "dense_weight") and not hasattr(m, "weight"))
+    packed = sum(m.in_features * m.out_features for m in modules if hasattr(m, "dense_weight") and "weight" not in dict(m.named_parameters(recurse=False)))
     return sum(p.numel() for p in trainable_parameters(model)), packed + sum(p.numel() for p in model.parameters())
 
 
