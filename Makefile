@@ -51,8 +51,10 @@ check: $(STAMP)
 	@$(PYTEST) $(PARALLEL) -m "not slow and not browser" tests
 
 bench: $(STAMP)
-	@for script in benchmarks/bench_*.py; do if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script" || exit 1; fi; done
-	MINILORA_LATENCY=benchmarks/results/slider-latency.json $(PYTEST) -m browser tests/browser
+	@for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	MINILORA_LATENCY=benchmarks/results/slider-latency.json MINILORA_RENDER_TIMES=benchmarks/results/slider-render.json \
+	    $(PYTEST) -k "latency or per_move" tests/browser tests/notebooks
+	@$(MAKE) --no-print-directory readme
 
 notebooks: $(STAMP)
 	$(BIN)/python -m tools.run_notebooks

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from tools import environment, project
+from tools import environment, project, readme
 
 PROJECT = project.pyproject()
 ALL = [Requirement(text) for text in environment.requirements(PROJECT)]
@@ -99,3 +99,26 @@ def test_no_file_names_a_machine_or_a_stranger():
             text = path.read_text(encoding="utf-8", errors="replace")
             found = [p.pattern for p in forbidden if p.search(text)]
             assert not found, f"{name} names {found}"
+
+
+def test_the_readmes_tables_are_what_was_run():
+    text = (project.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.filled(text) == text, "run `make readme`"
+    for name in readme.PLACES:
+        assert f"<!-- {name} -->" in text
+
+
+def test_the_readme_links_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (project.ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            assert (project.ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_the_repository_address_is_written_where_it_is_made():
+    """In pyproject.toml, and in what `make parts` rewrites; a copy anywhere else would be forgotten when it is set."""
+    owner = project.repository().removeprefix("https://github.com/")
+    outside = re.sub(r"<!-- badges -->.*?<!-- /badges -->", "", (project.ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert owner not in outside
+    for path in [*(project.ROOT / "tools").glob("*.py"), *(project.ROOT / "minilora").rglob("*.py")]:
+        assert owner not in path.read_text(encoding="utf-8"), path.name

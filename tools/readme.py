@@ -1,0 +1,114 @@
+"""Fills the README's marked places from what was really run: `python -m tools.readme`, or `make readme`.
+
+How it works: between `<!-- NAME -->` and `<!-- /NAME -->` stands what `PLACES[NAME]` returns: the lesson table from the notebooks that
+there are, the task table and the example from benchmarks/results, the picture from docs/. A test compares, so that the README
+cannot fall behind. A place whose results are missing says how to make them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from .project import ROOT, lessons, repository, tag
+
+TITLES = {
+    "00": ("start here", "the shipped tiny Llama is fine-tuned with QLoRA in a minute and answers before and after"),
+    "01": ("gradient descent", "autograd from scratch, batches and their noise, momentum, AdamW"),
+    "02": ("next-token prediction", "a Llama built piece by piece until its logits equal transformers'; sampling"),
+    "03": ("what full fine-tuning costs", "parameters, operations, memory and bandwidth, counted and measured"),
+    "04": ("number formats", "sign, exponent and mantissa from float64 to 4 bits; training in pure 16 bits"),
+    "05": ("quantization", "absmax, blocks, where NF4's sixteen values come from, double quantization"),
+    "06": ("LLM.int8()", "outlier features and the product in two parts"),
+    "07": ("low rank", "a matrix as a product, SVD, the effective rank of a real update"),
+    "08": ("LoRA", "derive it, inject it, freeze, train, merge; which matrices, which rank, and what it does not buy"),
+    "09": ("many adapters, one model", "switch and mix; DPO and policy gradient with one model in memory"),
+    "10": ("QLoRA", "the memory ladder, each rung measured; exact merge; the silent failures"),
+    "11": ("fused kernels", "memory traffic, torch.compile, a Triton kernel, the fused LoRA backward"),
+    "12": ("distributed training", "data, sharded, tensor and pipeline parallel, executed on two processes"),
+    "13": ("QLoRA on a real GPU", "transformers, bitsandbytes and peft on a model of a billion parameters"),
+    "14": ("audit the papers", "forty published numbers and whether they hold; your own data"),
+}
+METHODS = {
+    "base": "base, untrained", "full": "full fine-tuning", "lora-all": "LoRA, all linears", "lora-qv": "LoRA, q and v",
+    "qlora-all": "QLoRA, all linears", "qlora-qv": "QLoRA, q and v",
+}
+TASKS = ("extract", "mood", "style", "sums")
+
+
+def _results(name: str) -> dict | None:
+    path = ROOT / "benchmarks" / "results" / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def lesson_table() -> str:
+    """All fifteen lessons; those that are there as links."""
+    there = {path.name[:2]: path for path in lessons()}
+    rows = ["| | lesson | what you do |", "| --- | --- | --- |"]
+    for number, (title, told) in TITLES.items():
+        name = f"[{title}](notebooks/{there[number].name})" if number in there else f"{title} (to come)"
+        rows.append(f"| {number} | {name} | {told} |")
+    return "\n".join(rows)
+
+
+def badges() -> str:
+    """Links that open lesson 00 in the cloud."""
+    place = repository().removeprefix("https://github.com/")
+    path = next((f"notebooks/{p.name}" for p in lessons() if p.name.startswith("00")), "notebooks/00-start-here.ipynb")
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{place}/blob/{tag()}/{path})\n"
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={repository()}/blob/{tag()}/{path})\n"
+        f"[![Launch Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{place}/{tag()}?labpath={path.replace('/', '%2F')})"
+    )
+
+
+def task_table() -> str:
+    """Exact match on the test split, by task and method."""
+    found = _results("tasks.json")
+    if not found:
+        return "To come: `make bench` fills this table."
+    scores = {(run["task"], run["method"]): run for run in found["runs"]}
+    rows = ["| exact match, % | " + " | ".join(TASKS) + " |", "| --- |" + " ---: |" * len(TASKS)]
+    for method, title in METHODS.items():
+        cells = [scores.get((task, method)) for task in TASKS]
+        if any(cells):
+            rows.append(f"| {title} | " + " | ".join(f"{100 * c['hits'] / c['of']:.1f}" if c else "–" for c in cells) + " |")
+    asked = max(run["of"] for run in found["runs"])
+    slowest = max((run.get("seconds", 0) for run in found["runs"]), default=0)
+    rows += ["", f"{asked} questions a task, none of their people and places seen in training; one seed; {found['machine']}, torch {found['torch'].split('+')[0]},"
+             f" one thread a run, the slowest {slowest:.0f} s; {found['date']}. Written by `benchmarks/tasks.py`."]
+    return "\n".join(rows)
+
+
+def example() -> str:
+    """The commands and what they printed."""
+    found = _results("example.json")
+    if not found:
+        return "    minilora finetune --model tiny --data data/tasks/extract --method qlora --rank 8 --targets all --out runs/extract\n" \
+               "    minilora evaluate --model tiny --adapter runs/extract --data data/tasks/extract"
+    lines = [f"$ {step['command']}\n{step['output']}" for step in found["commands"]]
+    return "```console\n" + "\n\n".join(lines) + "\n```"
+
+
+def picture() -> str:
+    """The loss curve of the example, once there is one."""
+    if not (ROOT / "docs" / "loss.png").exists():
+        return ""
+    return "![Training and validation loss of the example below, by step](docs/loss.png)"
+
+
+PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "example": example}
+
+
+def filled(text: str) -> str:
+    """The README's text with every marked place filled. Raises KeyError for a place that nothing fills."""
+    def fill(match: re.Match) -> str:
+        inside = PLACES[match[1]]()
+        return f"<!-- {match[1]} -->\n{inside}\n<!-- /{match[1]} -->" if inside else f"<!-- {match[1]} -->\n<!-- /{match[1]} -->"
+
+    return re.sub(r"<!-- ([a-z:]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.S)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
