@@ -211,7 +211,7 @@ def small_files_only():
     resource.setrlimit(resource.RLIMIT_FSIZE, (45_000, 45_000))
 
 
-@pytest.mark.parametrize("rank, states", [(1, True), (8, False)], ids=["the metrics do not fit any more", "no state fits"])
+@pytest.mark.parametrize("rank, states", [(1, True), (16, False)], ids=["the metrics do not fit any more", "no state fits"])
 def test_a_full_disk_leaves_the_last_good_state(world, rank, states):
     argv = ["finetune", "--model", world["tiny"], "--data", world["data"], "--out", world["out"]]
     argv += ["--steps", "360", "--save-every", "40", "--rank", str(rank), "--batch", "1", "--method", "lora", "--targets", "q_proj"]

@@ -19,7 +19,9 @@ STEPS = 16
 def context():
     """Children forked from a server that has torch loaded already: a start costs milliseconds, and a kill is a real kill."""
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["minilora.commands.finetune", "minilora.train", "minilora.qlora", "minilora.lora", "minilora.llama"])
+    ours = ["commands.finetune", "train", "qlora", "lora", "checkpoint", "sampling"]
+    theirs = ["torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "tqdm.auto", "tokenizers", "jinja2.sandbox"]
+    forkserver.set_forkserver_preload([f"minilora.{name}" for name in ours] + theirs)
     return forkserver
 
 
