@@ -12,7 +12,8 @@ decodes the weight W into one shared buffer whenever it is needed. With s the sc
 so only x and x A^T need to be kept; W is decoded again, which costs far less than the products it takes part in.
 What it leaves out: gradients for W (it is frozen), kernels that multiply packed weights directly, double backward.
 Where numerics differ: the decoded W is right for every shape; bitsandbytes on a CPU is not, and it loses the input's
-gradient after an evaluation. If s is no power of two, gradients differ from the plain version's in the last bit.
+gradient after an evaluation. The adapter is computed in the input's type, as under autocast; PEFT takes a bf16 input up to
+fp32 for it. Products are added inside the matrix product, so the last bit may differ from the plain version's.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class QLinear(nn.Module):
 
     def lora_forward(self, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
         """x W^T + bias + scale (x A^T) B^T, with the hand-written backward. x: (..., in), A: (r, in), B: (out, r)."""
-        return _FusedQLoRA.apply(_autocast(x), _autocast(A), _autocast(B), self.bias, float(scale), self)
+        x = _autocast(x)
+        return _FusedQLoRA.apply(x, A.to(x.dtype), B.to(x.dtype), self.bias, float(scale), self)
 
     def extra_repr(self) -> str:
         q = self.quantized
@@ -123,9 +125,9 @@ class QLinear(nn.Module):
 
 def lora_forward_plain(layer: QLinear, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
     """The three lines that the fused function must equal: autograd keeps W, x and every intermediate."""
-    W = layer.dense_weight(x.dtype)  # (out, in)
-    y = F.linear(x, W, layer.bias)  # (..., out)
-    return (y + F.linear(F.linear(x.to(A.dtype), A), B) * scale).to(x.dtype)
+    W, A, B = layer.dense_weight(x.dtype), A.to(x.dtype), B.to(x.dtype)  # (out, in), (r, in), (out, r)
+    y = F.linear(x, W, _bias(layer.bias, x.dtype))  # (..., out)
+    return y + F.linear(F.linear(x, A), B) * scale
 
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:
@@ -155,13 +157,13 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class _FusedQLoRA(torch.autograd.Function):
-    """The equations at the top of this file."""
+    """The equations at the top of this file. All products of the adapter are added in place by the matrix product itself."""
 
     @staticmethod
     def forward(ctx, x, A, B, bias, scale, layer):
         y = F.linear(x, layer.decode(x.dtype), _bias(bias, x.dtype))  # (..., out)
-        xa = F.linear(x.to(A.dtype), A)  # (..., r)
-        y += F.linear(xa, B) * scale
+        xa = F.linear(x, A)  # (..., r)
+        _rows(y).addmm_(_rows(xa), B.t(), alpha=scale)
         ctx.save_for_backward(x, xa, A, B)
         ctx.layer, ctx.scale, ctx.bias_dtype = layer, scale, None if bias is None else bias.dtype
         return y
@@ -172,21 +174,22 @@ class _FusedQLoRA(torch.autograd.Function):
         x, xa, A, B = ctx.saved_tensors
         need_x, need_A, need_B, need_bias = ctx.needs_input_grad[:4]
         dx = dA = dB = db = None
-        rows = g.reshape(-1, g.shape[-1])  # (N, out)
-        low = rows.to(A.dtype)
+        rows = _rows(g)  # (N, out)
         if need_x or need_A:
-            gb = (low @ B) * ctx.scale  # (N, r)
-        if need_B:
-            dB = low.t() @ (xa.reshape(-1, xa.shape[-1]) * ctx.scale)
+            gb = (rows @ B).mul_(ctx.scale)  # (N, r)
         if need_A:
-            dA = gb.t() @ x.reshape(-1, x.shape[-1]).to(A.dtype)
+            dA = gb.t() @ _rows(x)  # (r, in)
+        if need_B:
+            dB = (_rows(xa).t() @ rows).mul_(ctx.scale).t()  # (out, r); this order of the product reads g row by row
         if need_x:
-            dx = rows @ ctx.layer.decode(g.dtype)  # (N, in)
-            dx += gb @ A
-            dx = dx.view(x.shape)
+            dx = (rows @ ctx.layer.decode(g.dtype)).addmm_(gb, A).view(x.shape)  # (N, in)
         if need_bias:
             db = rows.sum(0).to(ctx.bias_dtype)
         return dx, dA, dB, db, None, None
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def quantize_model(model: nn.Module, code="nf4", double: bool = True, block: int = 64) -> nn.Module:
