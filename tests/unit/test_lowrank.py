@@ -85,7 +85,7 @@ def test_subspace_similarity():
     first, shifted = identity[:, :3] * [3, 2, 1], identity[:, 2:5] * [3, 2, 1]
     assert lowrank.subspace_similarity(first, first, 2, 3) == pytest.approx(1)  # the smaller lies in the larger
     assert lowrank.subspace_similarity(first, shifted, 2, 3) == pytest.approx(0)
-    assert lowrank.subspace_similarity(first, shifted, 3, 3) == pytest.approx(1 / 3)  # at random they share j/n
+    assert lowrank.subspace_similarity(first, shifted, 3, 3) == pytest.approx(1 / 3)  # one direction shared of three
     a8, a64 = matrix(0, 8, 100), matrix(1, 64, 100)  # random subspaces of dimensions i < j in n: j/n on average
     value = lowrank.subspace_similarity(a8, a64, 8, 64, side="right")
     assert value == pytest.approx(64 / 100, abs=0.1)
