@@ -86,21 +86,48 @@ def check_finite(key: str, tensor: torch.Tensor, source: str) -> None:
         raise MiniloraError(f"{source}: {key} holds NaN, infinity or no floating-point numbers; train or fetch the adapter again")
 
 
-def save_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default", base_model: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module,
+    path: str | os.PathLike,
+    name: str = "default",
+    base_model: str | None = None,
+    as_lora: bool = False,
+) -> None:
     """Write adapter `name` into folder `path`, as PEFT would. `base_model` is the base's name or folder, for the record.
 
-    Raises MiniloraError for an unknown name, NaN in the adapter or a folder that cannot be written; nothing is half-written.
+    as_lora: write a PiSSA adapter as an ordinary one of twice the rank, for the base as it was before PiSSA changed it (always
+    so for pissa_niter_N, whose random split could not be repeated). Raises MiniloraError for an unknown name, NaN in
+    the adapter or a folder that cannot be written; nothing is half-written.
     """
     from safetensors.torch import save_file
 
     config, state = need_adapter(model, name), adapter_state(model, name)
     for key, tensor in state.items():
         check_finite(key, tensor, f"adapter {name!r}")
+    settings = to_peft(model, name, config, base_model)
+    if config.init.startswith("pissa") and (as_lora or config.init != "pissa"):
+        settings, state = pissa_as_lora(model, name, settings, state)
     metadata = {"format": "pt", SAMPLE_KEY: json.dumps(base_sample(model))}
     with atomic_folder(path) as folder:
         save_file(state, folder / WEIGHTS, metadata=metadata)
-        sort_metadata(folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(to_peft(model, name, config, base_model), indent=2, sort_keys=True) + "\n")
+        (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def pissa_as_lora(model: nn.Module, name: str, settings: dict, state: dict) -> tuple[dict, dict]:
+    """The same change of the untouched base: s B A − s B₀ A₀ = s [B, −B₀] [A; A₀], of rank 2r. Returns settings and state."""
+    if settings["use_dora"]:
+        raise MiniloraError(f"adapter {name!r} has DoRA magnitudes on a PiSSA base; save it without as_lora")
+    state = dict(state)
+    for path, layer in adapted_layers(model).items():
+        if layer.has(name) and not layer.full:
+            A, B = (f"{PREFIX}{path}.{key}" for key in layer.keys)
+            A0, B0 = (tensor.cpu() for tensor in layer.start[name])
+            state |= {A: torch.cat([state[A], A0]), B: torch.cat([state[B], -B0], dim=1)}
+    grow = math.sqrt(2) if settings["use_rslora"] else 2  # keeps α/r, or α/√r, as it was
+    changed = {"init_lora_weights": True, "r": 2 * settings["r"], "lora_alpha": grow * settings["lora_alpha"]}
+    changed["rank_pattern"] = {key: 2 * rank for key, rank in settings["rank_pattern"].items()}
+    changed["alpha_pattern"] = {key: grow * alpha for key, alpha in settings["alpha_pattern"].items()}
+    return settings | changed, state
 
 
 def save_adapters(model: nn.Module, path: str | os.PathLike, base_model: str | None = None) -> None:
@@ -149,6 +176,8 @@ def from_peft(settings: dict, source: str) -> AdapterConfig:
     init = {True: "kaiming", False: "random"}.get(init, init) if isinstance(init, bool) else init
     if init in ("eva", "orthogonal"):  # these choose A and B only, and the file brings its own
         init = "kaiming"
+    if str(init).startswith("pissa_niter"):
+        raise MiniloraError(f"{source}: init_lora_weights is {init!r}, a random split that cannot be repeated; convert the adapter to plain LoRA")
     targets = settings.get("target_modules")
     if not targets:
         raise MiniloraError(f"{source}: target_modules is {targets!r}; it must name the modules, such as [\"q_proj\", \"v_proj\"]")
@@ -180,6 +209,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     source = str(folder / WEIGHTS)
     state = without_base(model, state, source)
     if name in adapters(model):
+        check_same_scale(model, config, name, source)
         return set_adapter_state(model, state, name)
     modules = original_modules(model)
     paths = match_targets(model, config.targets, config.full_modules, strict=False)
@@ -194,6 +224,16 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
     add_adapter(model, config, name, strict=False)
     return set_adapter_state(model, state, name)
+
+
+def check_same_scale(model: nn.Module, config: AdapterConfig, name: str, source: str) -> None:
+    """Raise MiniloraError if these weights would be multiplied by another α/r than the one they were trained with."""
+    for path, layer in adapted_layers(model).items():
+        if layer.has(name) and not layer.full and layer.scale[name] != config.scale_of(path):
+            raise MiniloraError(
+                f"{source} was trained with alpha {config.alpha_of(path):g} and rank {config.rank_of(path)} at {path}, which scale by "
+                f"{config.scale_of(path):g}; adapter {name!r} scales by {layer.scale[name]:g}, so load it under another name"
+            )
 
 
 def find_folder(path: str | os.PathLike, name: str) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import MiniloraError
-from .embedding import LoRAEmbedding
 
 
 def loraplus_groups(
@@ -31,7 +30,7 @@ def loraplus_groups(
             if parameter.requires_grad:
                 name = f"{path}.{key}"
                 rate = lr * ratio if "lora_B" in name or parameter.ndim == 1 else lr
-                if isinstance(model.get_submodule(path.rpartition(".")[0]), LoRAEmbedding):
+                if "lora_embedding" in name:
                     rate = embedding_lr
                 decay = 0.0 if key == "bias" or norm else weight_decay
                 rates.setdefault((rate, decay), []).append(parameter)
