@@ -110,6 +110,7 @@ def save_adapter(
     metadata = {"format": "pt", SAMPLE_KEY: json.dumps(base_sample(model))}
     with atomic_folder(path) as folder:
         save_file(state, folder / WEIGHTS, metadata=metadata)
+        sort_metadata(folder / WEIGHTS)  # the library draws the order of two entries anew each time; equal adapters must be equal bytes
         (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
