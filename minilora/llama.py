@@ -25,7 +25,11 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from .errors import MiniloraError
 
-ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_TYPES = {  # and the numbers each needs
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 ROPE_ROWS = 4096  # positions tabled at first; longer inputs grow the table
 
 
@@ -69,6 +73,17 @@ class Config:
                 f"config: num_attention_heads {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}; each key/value head serves an equal group of heads"
             )
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        """Raise MiniloraError on a rope type that is unknown or lacks a number."""
+        scaling = self.rope_scaling or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind not in ROPE_TYPES:
+            raise MiniloraError(f"config: rope type {kind!r} is not supported; known are {', '.join(ROPE_TYPES)}")
+        for name in ROPE_TYPES[kind]:
+            if not isinstance(scaling.get(name), (int, float)) or scaling[name] <= 0:
+                raise MiniloraError(f"config: rope type {kind!r} needs {name} as a number above 0, not {scaling.get(name)!r}")
 
     @classmethod
     def from_hf(cls, fields: dict[str, Any]) -> Config:
@@ -106,8 +121,6 @@ def rope_frequencies(config: Config) -> Tensor:
         blend = (old_length / wavelength - low) / (high - low)
         middle = (wavelength <= old_length / low) & (wavelength >= old_length / high)
         inverse = torch.where(middle, (1 - blend) * slow / factor + blend * slow, slow)
-    elif kind != "default":
-        raise MiniloraError(f"config: rope type {kind!r} is not supported; known are {', '.join(ROPE_TYPES)}")
     return inverse
 
 

@@ -103,6 +103,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _forwards(model: Llama, capacity: int, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A function from all ids so far to the hidden vectors of those it has not seen yet."""
+    from .decode import Stepper, fits
+    from .llama import Cache
+
+    cache, decoder = Cache(capacity), model.model
+    step = Stepper(decoder, cache, mask) if fits(decoder) else None
+
+    def forward(ids: Tensor) -> Tensor:
+        if cache.length and step is not None:
+            return step(ids[:, -1])
+        return decoder(ids[:, cache.length:], None if mask is None else mask[:, : ids.shape[1]], cache)
+
+    return forward
+
+
 @torch.no_grad()
 def generate(
     model: Llama,
@@ -123,8 +139,6 @@ def generate(
     None: from torch's. on_token: called after each step with the new token of each row. Raises MiniloraError on values
     that make no sense.
     """
-    from .llama import Cache
-
     _check_numbers(max_new_tokens, temperature, top_k, top_p)
     ids = ids.to(model.device)
     _check(model, ids, attention_mask)
@@ -140,15 +154,15 @@ def generate(
         mask = torch.ones_like(out)
         mask[:, :T] = attention_mask
     running = torch.ones(B, dtype=torch.bool, device=ids.device)
-    cache, seen = Cache(T + max_new_tokens), 0
     with evaluating(model):
+        forward = _forwards(model, T + max_new_tokens, mask)
         for length in range(T, T + max_new_tokens):
-            hidden = model.model(out[:, seen:length], None if mask is None else mask[:, :length], cache)  # (B, T or 1, C)
+            hidden = forward(out[:, :length])  # (B, T, C) at first, then (B, 1, C)
             token = next_token(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)  # (B,)
             if stops:
                 token = torch.where(running, token, pad)
                 running &= ~torch.isin(token, ends)
-            out[:, length], seen = token, length
+            out[:, length] = token
             if on_token is not None:
                 on_token(token.tolist())
             if stops and not bool(running.any()):
