@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 TORCH := torch==2.13.0
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300
 AXE := axe-core@4.14.1
@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab $(LAB_FLAGS) notebooks/00-start-here.ipynb
+	$(BIN)/jupyter lab $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB_FLAGS) notebooks/00-start-here.ipynb
 
 # The accessibility checker of the browser tests; without npm or a network those checks are skipped.
 axe: $(STAMP)

@@ -11,11 +11,11 @@ import sys
 from .project import repository, tag
 
 SETUP = '''\
-# Setup, the same in every lesson. From a clone it only imports; on Colab and Kaggle it fetches the course first.
+# Setup, the same in every lesson. In a clone of the course it only imports; on Colab and Kaggle it fetches the course first.
 import importlib.util, os, subprocess, sys
 
 if importlib.util.find_spec("minilora") is None:
-    course = os.path.abspath("minilora-course")
+    course = os.path.abspath(".." if os.path.isdir("../minilora") else "minilora-course")
     if not os.path.isdir(course):
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", "{tag}", "{repository}", course], check=True)
     sys.path.insert(0, course)

@@ -18,7 +18,6 @@ from course import code_cells, number, read, tagged
 
 from minilora import explore
 from minilora.explore.widget import Explorer
-from tools.lesson_parts import tags
 from tools.project import lessons
 
 matplotlib.use("Agg")
