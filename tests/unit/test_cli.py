@@ -1,0 +1,154 @@
+"""The command line, walked through: train three ways, score, merge, answer, chat."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minilora.cli import COMMANDS, main
+from minilora.llama import Llama
+from minilora.text import Tokenizer, encode_prompt
+
+LETTERS = "abcdefgh"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("letters")
+    for split in ("train", "valid", "test"):
+        lines = [json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n" for i, c in enumerate(LETTERS * 4)]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def finetune(tiny_folder, data, out, *more):
+    argv = ["finetune", "--model", tiny_folder, "--data", data, "--out", out, "--steps", 40, "--lr", 1e-2, "--batch", 8, *more]
+    return main([str(part) for part in argv])
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("lora", "qlora", "full"):
+        assert finetune(tiny_folder, data, folder / method, "--method", method) == 0
+    return folder
+
+
+def score(capsys, *argv):
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, argv)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_an_adapter_is_trained_and_scored(capsys, tiny_folder, data, runs, tmp_path, method):
+    out = runs / method
+    expected = {"adapter_config.json", "adapter_model.safetensors", "loss.png", "metrics.jsonl", "run.json", "state"}
+    assert {path.name for path in out.iterdir()} == expected
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    about = json.loads((out / "run.json").read_text())
+    assert about["settings"]["rank"] == 8 and about["result"]["steps"] == 40 and about["versions"]["torch"] == torch.__version__
+    assert about["quantization"] == ({"code": "nf4", "double": True, "block": 64} if method == "qlora" else None)
+    before = score(capsys, "--model", tiny_folder, "--data", data)
+    after = score(capsys, "--model", tiny_folder, "--adapter", out, "--data", data, "--out", tmp_path / "answers.jsonl")
+    assert before == "exact match 0.00 (0 of 32)\n" and after == "exact match 1.00 (32 of 32)\n"
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert answers[1] == {"prompt": "say bb", "expected": "b", "answer": "b", "hit": True} and len(answers) == 32
+
+
+def test_full_fine_tuning_writes_a_model_folder(capsys, data, runs):
+    assert score(capsys, "--model", runs / "full", "--data", data, "--split", "valid", "--limit", "5") == "exact match 1.00 (5 of 5)\n"
+
+
+def test_the_report(capsys, tiny_folder, data, tmp_path):
+    assert finetune(tiny_folder, data, tmp_path / "run", "--targets", "q_proj,v_proj", "--steps", "3", "--eval-every", "2", "--checkpointing") == 0
+    out = capsys.readouterr().out
+    assert "qlora on" in out and "32 rows to learn from, 32 to validate" in out and "step 3/3 loss" in out
+    assert "validation loss" in out and "adapter_model.safetensors" in out
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["step"], "loss" in record) for record in records] == [(0, False), (1, True), (2, True), (2, False), (3, True), (3, False)]
+
+
+def test_finetune_again_gives_the_same_bytes(tiny_folder, data, runs, tmp_path):
+    assert finetune(tiny_folder, data, tmp_path / "again", "--method", "qlora") == 0
+    name = "adapter_model.safetensors"  # the header too: its metadata are sorted
+    assert (tmp_path / "again" / name).read_bytes() == (runs / "qlora" / name).read_bytes()
+
+
+def test_resume_of_a_finished_run_changes_nothing(capsys, runs):
+    before = (runs / "lora" / "adapter_model.safetensors").read_bytes()
+    assert main(["finetune", "--out", str(runs / "lora"), "--resume"]) == 0
+    assert "going on after step 40" in capsys.readouterr().out
+    assert (runs / "lora" / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_merged_model_answers_as_the_trained_one(capsys, tiny_folder, data, runs, tmp_path, method):
+    from minilora import lora, qlora
+
+    merged = tmp_path / "merged"
+    assert main(["merge", "--model", str(tiny_folder), "--adapter", str(runs / method), "--out", str(merged)]) == 0
+    trained = Llama.from_pretrained(tiny_folder)
+    if method == "qlora":
+        qlora.quantize_model(trained)
+    lora.load_adapter(trained, runs / method)
+    ids = torch.tensor([encode_prompt("say ccc", Tokenizer.from_pretrained(merged))])
+    with torch.no_grad():
+        torch.testing.assert_close(Llama.from_pretrained(merged)(ids), trained.eval()(ids), rtol=1e-4, atol=1e-4)
+    assert score(capsys, "--model", merged, "--data", data) == "exact match 1.00 (32 of 32)\n"
+
+
+def test_generate_and_chat(capsys, monkeypatch, tiny_folder, runs):
+    model = str(runs / "full")
+    capsys.readouterr()
+    assert main(["generate", "--model", model, "--prompt", "say dd"]) == 0
+    assert capsys.readouterr().out == "d\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("say eee"))
+    assert main(["generate", "--model", model, "--prompt", "-"]) == 0
+    assert capsys.readouterr().out == "e\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("say f\nsay gg\n"))
+    assert main(["generate", "--model", model, "--chat", "--max-new", "4"]) == 0
+    assert capsys.readouterr().out.startswith("f\n")
+    sampled = []
+    for _ in range(2):
+        assert main(["generate", "--model", str(tiny_folder), "--prompt", "the", "--raw", "--temperature", "2", "--seed", "3", "--max-new", "12"]) == 0
+        sampled.append(capsys.readouterr().out)
+    assert sampled[0] == sampled[1] != "\n"
+
+
+def test_an_answer_grows_by_whole_characters(capsys, tiny_folder):
+    """A character of several bytes is several tokens here: it must not appear in halves."""
+    from minilora.commands.generate import Printer
+
+    tokenizer = Tokenizer.from_pretrained(tiny_folder)
+    printer = Printer(tokenizer, [tokenizer.eos_id])
+    shown = []
+    for token in [*tokenizer.encode("aé€b"), tokenizer.eos_id]:
+        printer([token])
+        shown.append(capsys.readouterr().out)
+    assert [part for part in shown if part] == ["a", "é", "€", "b"] and printer.finish() == "aé€b"
+
+
+def test_doctor_looks_everything_up(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for word in ("machine:", f"torch {torch.__version__}", "cpu:", "bitsandbytes:", "tiny:", "tasks:"):
+        assert word in out
+
+
+def test_help_lists_every_command(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        assert f"minilora {name}" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_help_and_typing_errors_load_no_torch():
+    code = "import sys; from minilora.cli import main; main(['finetune', '--help']); main(['tune']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
