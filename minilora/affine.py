@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import as_given, block_size, flat_raw, nbytes, to_numpy, writer
+from .arrays import as_given, block_size, flat_raw, nbytes, require_finite, to_numpy, writer
 from .blockcodes import to_fp32
 from .errors import MiniloraError
 from .packing import pack, unpack
@@ -75,8 +75,7 @@ def quantize_affine(x, code: str = "uint8", block: int | str = 64) -> Affine:
     starts = np.arange(0, flat.size, size)
     low = np.minimum(np.minimum.reduceat(flat, starts), np.float32(0))
     high = np.maximum(np.maximum.reduceat(flat, starts), np.float32(0))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise MiniloraError("the tensor holds NaN or infinity; find out where they come from before quantizing it")
+    require_finite(low, high)
     top = 2**bits - 1
     scale = np.maximum((high - low) / np.float32(top), np.finfo(np.float32).eps)
     zero = np.clip(-np.rint(low / scale), 0, top).astype(np.uint8)

@@ -104,3 +104,9 @@ def block_size(x, block: int | str) -> tuple[int, bool]:
     if isinstance(block, (bool, str)) or int(block) != block or block < 1:
         raise MiniloraError(f"block {block!r} is not allowed; take a whole number from 1, or 'tensor', 'row', 'column'")
     return int(block), False
+
+
+def require_finite(*extremes: np.ndarray) -> None:
+    """Raise MiniloraError if NaN or infinity is among the blocks' extremes; a maximum hands NaN on."""
+    if not all(np.isfinite(each).all() for each in extremes):
+        raise MiniloraError("the tensor holds NaN or infinity; find out where they come from before quantizing it")

@@ -20,6 +20,7 @@ from typing import Callable
 
 import numpy as np
 
+from .arrays import require_finite
 from .codebooks import CodeBook
 from .packing import pack, unpack
 
@@ -112,6 +113,7 @@ def _encode_piece(x: np.ndarray, book: CodeBook, block: int, absmax: np.ndarray)
     scaled = _buffer("scaled", x.size, np.float32)
     np.abs(x, out=scaled)
     np.max(scaled.view(np.int32).reshape(-1, block), axis=1, out=absmax.view(np.int32))
+    require_finite(absmax)
     inverse = np.float32(1) / np.maximum(absmax, np.float32(1e-38))
     np.multiply(x.reshape(-1, block), inverse[:, None], out=scaled.reshape(-1, block))
     if book.thresholds.size > FEW_THRESHOLDS:

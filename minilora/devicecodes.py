@@ -14,8 +14,8 @@ import math
 import numpy as np
 import torch
 
+from .arrays import require_finite
 from .codebooks import CodeBook
-from .errors import MiniloraError
 from .packing import pack
 
 
@@ -29,8 +29,7 @@ def encode(x: torch.Tensor, book: CodeBook, block: int) -> tuple[np.ndarray, np.
     if full < flat.numel():
         last = flat[full:].abs().amax().clamp(min=1e-38)
         absmax, scaled = torch.cat([absmax, last[None]]), torch.cat([scaled, flat[full:] / last])
-    if not torch.isfinite(absmax).all():
-        raise MiniloraError("the tensor holds NaN or infinity; find out where they come from before quantizing it")
+    require_finite(absmax.cpu().numpy())
     rank = torch.bucketize(scaled, torch.tensor(book.thresholds, device=x.device), out_int32=True)
     codes = torch.tensor(book.order, device=x.device)[rank]
     return pack(codes.cpu().numpy(), book.bits, filler=book.zero), absmax.cpu().numpy()

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import blockcodes, codebooks
 from .affine import quantize_affine
-from .arrays import as_given, block_size, flat_raw, is_torch, nbytes, on_cpu, to_numpy, writer
+from .arrays import as_given, block_size, flat_raw, is_torch, nbytes, on_cpu, require_finite, to_numpy, writer
 from .codebooks import CodeBook
 from .errors import MiniloraError
 from .packing import pack, unpack
@@ -37,10 +37,12 @@ def scale_plain(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers divided by the absmax of their block, and the absmax of each block. x: fp32, flat."""
     full = x.size // block * block
     absmax = np.abs(x[:full]).reshape(-1, block).max(axis=1)
+    require_finite(absmax)
     inverse = np.float32(1) / np.maximum(absmax, SMALLEST_SCALE)
     scaled = (x[:full].reshape(-1, block) * inverse[:, None]).reshape(-1)
     if full < x.size:
         last = np.maximum(np.abs(x[full:]).max(), SMALLEST_SCALE)
+        require_finite(last)
         absmax, scaled = np.append(absmax, last), np.append(scaled, x[full:] / last)
     return scaled, absmax
 
@@ -234,6 +236,4 @@ def _encode(raw: np.ndarray, book: CodeBook, block: int) -> tuple[np.ndarray, np
         codes, last = encode_plain(rest, book, block)
         packed = np.concatenate([packed, pack(codes, book.bits, filler=book.zero)])
         absmax = np.concatenate([absmax, last])
-    if not np.isfinite(absmax).all():
-        raise MiniloraError("the tensor holds NaN or infinity; find out where they come from before quantizing it")
     return packed, absmax
