@@ -1,12 +1,13 @@
 """Put adapters on a model, switch between them, silence them, merge them.
 
-What it replaces: `peft.get_peft_model` and PeftModel's methods; the model stays the object it was, no wrapper goes round it.
-How it works: `add_lora` puts a LoRALinear where each targeted linear layer stood and freezes all else. Everything after
-that sets a few attributes on those layers. A merge computes W + (B A)·s into a new linear layer and keeps the old one,
-so that unmerge restores the very bits.
+What it replaces: `peft.get_peft_model` and PeftModel's methods; the model stays the object it was, no wrapper goes
+round it.
+How it works: `add_lora` puts a LoRALinear where each targeted linear layer stood and freezes all else. Everything
+after that sets a few attributes on those layers. A merge computes W + (B A)·s into a new linear layer and keeps the
+old one, so that unmerge restores the very bits.
 What it leaves out: PEFT's other methods; adapters on convolutions.
-Where numerics differ: merge is bit-equal to PEFT's for one adapter (several in bf16 are rounded once, not after each); PEFT's unmerge subtracts
-again and does not get the old bits back.
+Where numerics differ: merge is bit-equal to PEFT's for one adapter (several in bf16 are rounded once, not after
+each); PEFT's unmerge subtracts again and does not get the old bits back.
 """
 
 from __future__ import annotations
@@ -153,7 +154,11 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) as counts of numbers; a packed 4-bit layer counts the weights it stands for."""
     modules = list(model.modules())
-    packed = sum(m.in_features * m.out_features for m in modules if hasattr(m, "dense_weight") and "weight" not in dict(m.named_parameters(recurse=False)))
+    packed = sum(
+        m.in_features * m.out_features
+        for m in modules
+        if hasattr(m, "dense_weight") and "weight" not in dict(m.named_parameters(recurse=False))
+    )
     return sum(p.numel() for p in trainable_parameters(model)), packed + sum(p.numel() for p in model.parameters())
 
 

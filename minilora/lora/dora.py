@@ -1,9 +1,9 @@
 """DoRA: learn how long each output row of the weight is, apart from where it points.
 
 What it replaces: `peft.tuners.lora.dora`.
-How it works (Liu et al. 2024, Eq. 5): W' = m · (W + s B A) / ‖W + s B A‖, one norm and one magnitude m per output row; m starts
-as ‖W‖, so the layer begins unchanged. The norm counts as a constant in the backward pass (§4.3). As an addition to the
-base's output, with f = m/‖·‖:  y + (f − 1)·(W x) + f · s · B(A x).
+How it works (Liu et al. 2024, Eq. 5): W' = m · (W + s B A) / ‖W + s B A‖, one norm and one magnitude m per output
+row; m starts as ‖W‖, so the layer begins unchanged. The norm counts as a constant in the backward pass (§4.3). As
+an addition to the base's output, with f = m/‖·‖:  y + (f − 1)·(W x) + f · s · B(A x).
 What it leaves out: PEFT's cache of the norm between evaluation steps.
 Where numerics differ: PEFT forms B A by sending an identity matrix (in × in) through both layers, we multiply the two
 (n ≫ r times less work); the norms may differ in the last bit.

@@ -1,11 +1,13 @@
 """LoRA on an embedding table, and modules trained whole beside an adapter.
 
 What it replaces: `peft.tuners.lora.layer.Embedding` and `peft.utils.ModulesToSaveWrapper`.
-How it works: an embedding is a linear layer whose input is one-hot: W (tokens, dim) + (B A)ᵀ·s with A (r, tokens), B (dim, r). A is a
-table as well: the token's column is looked up and multiplied by Bᵀ. Here A starts at zero and B at random, so that a
-token's first update has a direction. A full module (a head, a norm) is a trainable copy that answers in the place of the frozen one.
+How it works: an embedding is a linear layer whose input is one-hot: W (tokens, dim) + (B A)ᵀ·s with A (r, tokens),
+B (dim, r). A is a table as well: the token's column is looked up and multiplied by Bᵀ. Here A starts at zero and B
+at random, so that a token's first update has a direction. A full module (a head, a norm) is a trainable copy that
+answers in the place of the frozen one.
 What it leaves out: `max_norm`, sparse gradients, Gemma's scaled embeddings.
-Where numerics differ: nowhere; forward and merge are bit-equal to PEFT's. A tied head goes on using the table as it was.
+Where numerics differ: nowhere; forward and merge are bit-equal to PEFT's. A tied head goes on using the table as it
+was.
 """
 
 from __future__ import annotations

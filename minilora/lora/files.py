@@ -1,11 +1,13 @@
 """Adapters on disk, in PEFT's own folder: adapter_config.json and adapter_model.safetensors.
 
 What it replaces: PeftModel.save_pretrained and PeftModel.from_pretrained.
-How it works: each tensor is called `base_model.model.` + the module's path + `.lora_A.weight` (or lora_B.weight, lora_embedding_A,
-lora_embedding_B, lora_magnitude_vector; full modules as `.weight`), the adapter's name is left out. Loading is strict and looks before it
-touches: every tensor must be there, of the right shape and finite, and none may be left over. A sample of the base's weights goes
-into the file's metadata, so that an adapter for another base of the same shape is refused too.
-What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have (named in the error).
+How it works: each tensor is called `base_model.model.` + the module's path + `.lora_A.weight` (or lora_B.weight,
+lora_embedding_A, lora_embedding_B, lora_magnitude_vector; full modules as `.weight`), the adapter's name is left
+out. Loading is strict and looks before it touches: every tensor must be there, of the right shape and finite, and
+none may be left over. A sample of the base's weights goes into the file's metadata, so that an adapter for another
+base of the same shape is refused too.
+What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have (named in the
+error).
 Where numerics differ: nowhere; tensors are stored as they are.
 """
 

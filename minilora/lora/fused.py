@@ -12,13 +12,13 @@ For G = ∂L/∂y (N, out) the chain rule gives, W and b being frozen,
     ∂L/∂A = Hᵀ x                          (r, in)
     ∂L/∂x = G W + H A                     (N, in)     the second product is added inside the first's buffer
 
-so x and h are all that has to be kept (W, A and B are kept anyway). Autograd's chain passes over (N, out) for "times s" and
-"plus" going forward and "times s" going back, and over (N, in) to add the two gradients of x. Here s rides on the small
-matrices, sums are made in the buffer that the large product just filled, and ∂L/∂B is taken as (hᵀ G)ᵀ, a few rows
-times many, which runs more than twice as fast as the other way round.
+so x and h are all that has to be kept (W, A and B are kept anyway). Autograd's chain passes over (N, out) for
+"times s" and "plus" going forward and "times s" going back, and over (N, in) to add the two gradients of x. Here s
+rides on the small matrices, sums are made in the buffer that the large product just filled, and ∂L/∂B is taken as
+(hᵀ G)ᵀ, a few rows times many, which runs more than twice as fast as the other way round.
 What it leaves out: dropout, DoRA, double backward, autocast; `can_fuse` sends those down the plain path in layer.py.
-Where numerics differ: in fp32 the forward pass not at all. A gradient may differ in the last bits (s moved to the small factor). Over a
-bf16 base the detour is computed in bf16, as under autocast; PEFT widens x to fp32 for it.
+Where numerics differ: in fp32 the forward pass not at all. A gradient may differ in the last bits (s moved to the
+small factor). Over a bf16 base the detour is computed in bf16, as under autocast; PEFT widens x to fp32 for it.
 """
 
 from __future__ import annotations

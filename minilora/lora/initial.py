@@ -1,12 +1,13 @@
 """Where A and B start: other beginnings than random A and zero B.
 
 What it replaces: `init_lora_weights` of peft.LoraConfig ("gaussian", "pissa", "pissa_niter_N", "loftq", False).
-How it works: PiSSA (Meng et al. 2024) puts W's r largest singular directions into s·B A and leaves the rest in the frozen weight;
-LoftQ (Li et al. 2023, Algorithm 1) alternates Q = quantize(W − s B A) and B A = best rank-r of (W − Q)/s, so that the adapter
-begins by repairing what quantization broke. Both change the base's weight and then W ≈ base + s B A.
+How it works: PiSSA (Meng et al. 2024) puts W's r largest singular directions into s·B A and leaves the rest in the
+frozen weight; LoftQ (Li et al. 2023, Algorithm 1) alternates Q = quantize(W − s B A) and B A = best rank-r of (W −
+Q)/s, so that the adapter begins by repairing what quantization broke. Both change the base's weight and then W ≈
+base + s B A.
 What it leaves out: OLoRA, EVA, CorDA, LoRA-GA.
-Where numerics differ: PiSSA is bit-equal to PEFT's. PEFT's LoftQ forgets s, so its start is right for α = r alone; ours
-divides by s and equals PEFT's for s = 1.
+Where numerics differ: PiSSA is bit-equal to PEFT's. PEFT's LoftQ forgets s, so its start is right for α = r alone;
+ours divides by s and equals PEFT's for s = 1.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """One adapter out of several, by weight.
 
 What it replaces: PEFT's `add_weighted_adapter` ("cat", "linear", "svd").
-How it works: for adapters i with weights w_i and scales s_i, the wanted change of W is Σ w_i s_i B_i A_i.
-cat stacks: A = [w_1 s_1 A_1; w_2 s_2 A_2], B = [B_1, B_2], of rank Σ r_i: exact.
-svd takes the best rank-r approximation of the sum.
-linear adds the factors, A = Σ ±√|w_i s_i| A_i, B = Σ √|w_i s_i| B_i: cheap, with cross terms B_i A_j that nobody asked for.
+How it works: for adapters i with weights w_i and scales s_i, the wanted change of W is Σ w_i s_i B_i A_i. cat
+stacks: A = [w_1 s_1 A_1; w_2 s_2 A_2], B = [B_1, B_2], of rank Σ r_i: exact. svd takes the best rank-r
+approximation of the sum. linear adds the factors, A = Σ ±√|w_i s_i| A_i, B = Σ √|w_i s_i| B_i: cheap, with cross
+terms B_i A_j that nobody asked for.
 What it leaves out: TIES, DARE and magnitude pruning; mixing DoRA magnitudes or full modules.
-Where numerics differ: bit-equal to PEFT's for cat and linear (α/r); PEFT keeps rsLoRA's scale on the mixture, which multiplies it by
-√r, ours has scale 1. svd agrees in the product, within rounding.
+Where numerics differ: bit-equal to PEFT's for cat and linear (α/r); PEFT keeps rsLoRA's scale on the mixture, which
+multiplies it by √r, ours has scale 1. svd agrees in the product, within rounding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """LoRA+: B learns faster than A.
 
 What it replaces: `peft.optimizers.create_loraplus_optimizer`.
-How it works (Hayou et al. 2024, arXiv:2402.12354): with one rate for both, wide models learn too slowly, because B starts at zero and needs
-larger steps than A; give B the rate λ·lr. The result is a list of parameter groups for any torch optimizer.
+How it works (Hayou et al. 2024, arXiv:2402.12354): with one rate for both, wide models learn too slowly, because B
+starts at zero and needs larger steps than A; give B the rate λ·lr. The result is a list of parameter groups for any
+torch optimizer.
 What it leaves out: bitsandbytes' registration of 32-bit embeddings.
 Where numerics differ: nowhere; the groups hold the rates that PEFT's hold.
 """

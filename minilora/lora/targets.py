@@ -1,8 +1,8 @@
 """Which modules an adapter sits on.
 
 What it replaces: PEFT's target matching (`check_target_module_exists`, "all-linear").
-How it works: "all" is every linear layer but the output head; a list names modules (equal, or the end of the path after a dot); any
-other string is a regular expression that must match the whole path.
+How it works: "all" is every linear layer but the output head; a list names modules (equal, or the end of the path
+after a dot); any other string is a regular expression that must match the whole path.
 What it leaves out: layers_to_transform and exclude_modules: a regular expression says both.
 Where numerics differ: nowhere; there are none.
 """
