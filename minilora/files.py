@@ -92,6 +92,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         yield temporary
         for file in temporary.iterdir():
+            os.chmod(file, 0o644)  # some libraries write 0600, which a reader of a shared folder cannot open
             _sync(file)
         os.chmod(temporary, 0o755)
         if path.exists():

@@ -194,7 +194,7 @@ def fit(
 
     Settings are the fields of TrainConfig: `fit(model, rows, steps=60, batch_size=16, lr=2e-3)`. `valid` rows are scored
     at the start, at the end and every `eval_every` steps. With `out` the state is saved every `save_every` steps, and
-    `resume=True` goes on from the last good one. `on_step(step, loss)` is called after each step, counted from 1.
+    `resume=True` goes on from the last good one; without it a run that is there is begun anew. `on_step(step, loss)` is called after each step, counted from 1.
     Raises CheckFailed before step 1 for what would train nothing, MiniloraError for a loss that is no number or a full
     disk, and KeyboardInterrupt after the state has been saved.
     """

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from minilora import text
 from minilora.errors import MiniloraError
+from minilora.files import data_folder
 from minilora.text import IGNORE, Tokenizer
 
 
@@ -107,6 +108,22 @@ def test_template_text_equals_transformers(tiny_folder, tokenizer):
     messages = [{"role": "user", "content": "who <b>?"}, {"role": "assistant", "content": "the cat"}, {"role": "user", "content": "é"}]
     assert tokenizer.chat(messages, True) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer.encode("the cat sat 123") == theirs.encode("the cat sat 123", add_special_tokens=False)
+
+
+def test_the_shipped_tokenizer_says_what_the_format_says():
+    folder = data_folder() / "base"
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("no shipped model; build it with `minilora pretrain`")
+    shipped = Tokenizer.from_pretrained(folder)
+    assert [shipped.backend.id_to_token(i) for i in range(5)] == ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
+    ids, labels = text.encode_example({"prompt": "Who?", "response": "Mira 12"}, shipped)
+    answer = shipped.encode("Mira 12")
+    assert ids == [1, 3, *shipped.encode("Who?"), 4, *answer, 2] and labels[-len(answer) - 1 :] == [*answer, 2]
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Mira 12"}]
+    assert shipped.chat(messages) == theirs.apply_chat_template(messages, tokenize=False)
+    assert shipped.encode("Mira saw 12 {\"x\"}") == theirs.encode("Mira saw 12 {\"x\"}", add_special_tokens=False)
 
 
 def test_what_stands_behind_the_last_eos_is_not_learned(tokenizer):

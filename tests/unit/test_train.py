@@ -290,3 +290,9 @@ def test_a_diverging_run_keeps_its_last_good_state(adapted, rows, tmp_path, step
     with pytest.raises(MiniloraError, match=message):
         quiet(adapted, rows, out=tmp_path, save_every=2, on_step=poison)
     assert RunFolder(tmp_path).last_good()[1]["step"] == 2
+
+
+def test_others_may_read_what_a_run_writes(adapted, rows, tmp_path):
+    quiet(adapted, rows, out=tmp_path / "run")
+    lora.save_adapter(adapted, tmp_path / "run")
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.rglob("*.*"))
