@@ -19,7 +19,7 @@ CLAIMS = {
     "C47": "13", "C48": "08",
 }
 # (claim, lesson) pairs whose lesson is there but does not run the claim yet. A pair that it does run must be taken off this list.
-LATER = {(claim, "08") for claim, where in CLAIMS.items() if "08" in where.split()}
+LATER = {(claim, "08") for claim in ("C25", "C26", "C30", "C34", "C48")}
 VERDICTS = ("does not hold", "holds if", "holds", "rounds")
 
 
