@@ -2,7 +2,7 @@
 
 What it replaces: downloading a small Llama.
 How it works: documents from `data/corpus` are tokenized and packed whole into rows; a Llama learns the next token of
-every row, the tokens of answers counting `answer_weight` times. Weight matrices step with Muon (their update is
+every row, the tokens of answers counting `answer_weight` times, in two stages with different mixtures. Weight matrices step with Muon (their update is
 orthogonalised, Jordan et al. 2024, as torch.optim.Muon does it), embedding and norms with AdamW; the learning rate
 rises, stays, and falls to zero. What can be looked up in held-out documents is measured on the way.
 What it leaves out: masks between the documents of a row, dropout, several machines.
@@ -33,14 +33,33 @@ from .errors import MiniloraError
 from .files import atomic_folder, atomic_write, data_folder
 
 POSITIONS = 512  # a fine-tuned model may go beyond the rows of the training
-LOOKUPS = ("reading", "dictionary", "codes", "record")  # families whose answers stand in their text
+LOOKUPS = ("reading", "dictionary", "codes", "record", "roster")  # families whose answers stand in their text
+
+
+@dataclass
+class Stage:
+    """Some steps on one mixture of the corpus. The rate warms up, stays, and from step `hold` falls towards 0 at `zero`."""
+
+    mixture: str
+    steps: int
+    warmup: int
+    hold: int
+    zero: int
+
+    def rate_at(self, step: int, peak: float) -> float:
+        left = (self.zero - step) / (self.zero - self.hold)
+        return peak * min(1.0, (step + 1) / self.warmup, left)
+
+
+# The second stage starts from the saved (bf16) weights with fresh moments; it teaches who did what (see corpus/rosters.py).
+STAGES = (Stage("first", 2400, 100, 1800, 3600), Stage("second", 1800, 50, 800, 1800))
 
 
 @dataclass
 class Plan:
     """Everything that fixes a pretraining run."""
 
-    steps: int = 3600
+    stages: tuple[Stage, ...] = STAGES
     rows: int = 26  # per step
     length: int = 320  # tokens a row; no document is longer
     vocabulary: int = 3072
@@ -50,15 +69,12 @@ class Plan:
     groups: int = 2
     mlp: int = 512
     rate: float = 3e-3  # AdamW, and Muon scaled to the same size of update
-    warmup: int = 100
-    decay: float = 0.5  # share of the steps in which the rate falls to zero
     answer_weight: float = 3.0
     seed: int = 0
 
-    def rate_at(self, step: int) -> float:
-        """Warm up, stay, then fall linearly to zero."""
-        left = (self.steps - step) / max(1, self.steps * self.decay)
-        return self.rate * min(1.0, (step + 1) / self.warmup, left)
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
 
 
 def corpus():
@@ -88,10 +104,10 @@ def pack_rows(encoded: Iterator[tuple[list[int], list[bool]]], length: int, pool
         yield ids + [0] * (length - len(ids)), answer + [False] * (length - len(ids))
 
 
-def batches(plan: Plan, tokenizer) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(plan: Plan, tokenizer, mixture: str) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, answer) tensors of shape (rows, length), for ever."""
     made = corpus()
-    encoded = (made.tokens.encode(tokenizer, d) for _, d in made.families.documents(plan.seed))
+    encoded = (made.tokens.encode(tokenizer, d) for _, d in made.families.documents(plan.seed, mixture))
     rows = pack_rows((d for d in encoded if len(d[0]) <= plan.length), plan.length)
     while True:
         chosen = list(islice(rows, plan.rows))
@@ -169,41 +185,56 @@ def examine(model, tokenizer, count: int = 60) -> dict[str, float]:
     return {"loss": total / tokens, **{k: round(v, 4) for k, v in result.items()}}
 
 
-def learn(plan: Plan, tokenizer, out: Path, every: int, compiled: bool) -> dict[str, list]:
-    """Run the plan; a checkpoint and an examination every `every` steps. Returns the curve."""
-    from tqdm.auto import tqdm
-
-    from . import llama
+def learn(plan: Plan, tokenizer, out: Path, every: int, compiled: bool, first: int = 1) -> dict[str, list]:
+    """Run the plan's stages from number `first` on; a checkpoint and an examination every `every` steps and at the end
+    of each stage. Returns the curve."""
+    from .llama import Llama
 
     torch.manual_seed(plan.seed)
-    model = llama.Llama(make_config(plan))
     step_loss = torch.compile(weighted_loss) if compiled else weighted_loss
-    steppers, stream = optimizers(model, plan), batches(plan, tokenizer)
-    curve: dict[str, list] = defaultdict(list)
-    started = time.time()
-    bar = tqdm(range(plan.steps), unit="step", mininterval=5)
+    curve: dict[str, list] = {"step": [], "loss": [], "examined": []}
+    model = Llama(make_config(plan))
+    done = 0
+    for number, stage in enumerate(plan.stages, 1):
+        if number < first:
+            done += stage.steps
+            continue
+        if number > 1:
+            model = Llama.from_pretrained(out)
+        if number == first > 1:
+            curve = {k: v for k, v in json.loads((out / "training.json").read_text(encoding="utf-8")).items() if k in curve}
+        run_stage(model, plan, stage, tokenizer, step_loss, lambda: save(model, plan, curve, out), curve, done, every)
+        done += stage.steps
+    return curve
+
+
+def run_stage(model, plan: Plan, stage: Stage, tokenizer, step_loss, keep, curve: dict, done: int, every: int) -> None:
+    """The steps of one stage. `done` steps came before it; `keep()` saves model and curve."""
+    from tqdm.auto import tqdm
+
+    steppers, stream = optimizers(model, plan), batches(plan, tokenizer, stage.mixture)
+    started, before = time.time(), curve["examined"][-1]["minutes"] if curve["examined"] else 0.0
+    bar = tqdm(range(stage.steps), desc=stage.mixture, unit="step", mininterval=5)
     for step in bar:
-        ids, answer = next(stream)
-        loss = step_loss(model, ids, answer, plan.answer_weight)
+        loss = step_loss(model, *next(stream), plan.answer_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
             for group in stepper.param_groups:
-                group["lr"] = plan.rate_at(step)
+                group["lr"] = stage.rate_at(step, plan.rate)
             stepper.step()
             stepper.zero_grad()
         if not math.isfinite(loss.item()):
-            raise MiniloraError(f"pretraining: the loss became {loss.item()} at step {step}; use a lower --rate")
+            raise MiniloraError(f"pretraining: the loss became {loss.item()} at step {done + step}; use a lower --rate")
         if step % 20 == 0:
-            curve["step"].append(step)
+            curve["step"].append(done + step)
             curve["loss"].append(round(loss.item(), 4))
             bar.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % every == 0 or step + 1 == plan.steps:
-            state = examine(model, tokenizer)
-            curve["examined"].append({"step": step + 1, "minutes": round((time.time() - started) / 60, 1), **state})
+        if (step + 1) % every == 0 or step + 1 == stage.steps:
+            minutes = round(before + (time.time() - started) / 60, 1)
+            curve["examined"].append({"step": done + step + 1, "minutes": minutes, **examine(model, tokenizer)})
             bar.write(json.dumps(curve["examined"][-1]))
-            save(model, plan, curve, out)
-    return curve
+            keep()
 
 
 def make_config(plan: Plan):
@@ -223,7 +254,8 @@ def save(model, plan: Plan, curve: dict, out: Path) -> None:
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     with atomic_write(out / "training.json") as path:
         facts = {
-            "command": f"minilora pretrain --out {out} --steps {plan.steps} --rows {plan.rows} --rate {plan.rate} --seed {plan.seed}",
+            "command": f"minilora pretrain --out data/base --rows {plan.rows} --rate {plan.rate} --seed {plan.seed}",
+            "steps": plan.steps,
             "plan": asdict(plan),
             "tokens": plan.steps * plan.rows * (plan.length - 1),
             "torch": torch.__version__,
@@ -304,7 +336,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `minilora pretrain`."""
     plan = Plan()
     parser.add_argument("--out", type=Path, required=True, help="folder for the base (Hugging Face layout)")
-    parser.add_argument("--steps", type=int, default=plan.steps, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the plan's steps, for a quick try (default %(default)s)")
+    parser.add_argument("--stage", type=int, default=1, help="begin at this stage, from the weights that --out holds (default 1)")
     parser.add_argument("--rows", type=int, default=plan.rows, help="rows of a step (default %(default)s)")
     parser.add_argument("--rate", type=float, default=plan.rate, help="peak learning rate (default %(default)s)")
     parser.add_argument("--seed", type=int, default=plan.seed, help="seed of data and weights (default %(default)s)")
@@ -312,20 +345,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler needed)")
 
 
+def shrink(stage: Stage, share: float) -> Stage:
+    """The same stage with a share of its steps."""
+    parts = {k: max(1, round(v * share)) for k, v in asdict(stage).items() if k != "mixture"}
+    return Stage(stage.mixture, **{**parts, "zero": max(parts["zero"], parts["hold"] + 1)})
+
+
 def run(args: argparse.Namespace) -> int:
-    """`minilora pretrain`: tokenizer, training, checkpoint. Raises MiniloraError on steps, rows or rate below 1."""
-    for name in ("steps", "rows", "every"):
+    """`minilora pretrain`: tokenizer, training, checkpoint. Raises MiniloraError on numbers that cannot be."""
+    for name in ("rows", "every"):
         if getattr(args, name) < 1:
             raise MiniloraError(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    if not args.rate > 0:
-        raise MiniloraError(f"--rate is {args.rate}; it must be above 0")
-    plan = Plan(steps=args.steps, rows=args.rows, rate=args.rate, seed=args.seed)
+    for name in ("rate", "share"):
+        if not getattr(args, name) > 0:
+            raise MiniloraError(f"--{name} is {getattr(args, name)}; it must be above 0")
+    if not 1 <= args.stage <= len(STAGES):
+        raise MiniloraError(f"--stage is {args.stage}; there are {len(STAGES)} stages")
+    if args.stage > 1 and not (args.out / "training.json").exists():
+        raise MiniloraError(f"{args.out} holds no earlier stage; begin with --stage 1")
+    stages = tuple(shrink(stage, args.share) if args.share != 1 else stage for stage in STAGES)
+    plan = Plan(stages=stages, rows=args.rows, rate=args.rate, seed=args.seed)
     made = corpus()
     tokenizer = made.tokens.train_tokenizer(plan.vocabulary)
     with atomic_folder(args.out) as folder:
         made.tokens.save_tokenizer(tokenizer, folder, POSITIONS)
     with products_as_attention():
-        curve = learn(plan, tokenizer, args.out, args.every, compiled=not args.no_compile)
+        curve = learn(plan, tokenizer, args.out, args.every, compiled=not args.no_compile, first=args.stage)
     describe(args.out)
     print(f"saved {args.out}: look-up {curve['examined'][-1]['lookup']:.3f}, held-out loss {curve['examined'][-1]['loss']:.4f}")
     return 0

@@ -1,9 +1,10 @@
-"""The mixture: how often each family is drawn, and an endless stream of documents.
+"""The mixtures: how often each family is drawn, and an endless stream of documents.
 
 What it replaces: a data-loading pipeline with weights.
-How it works: `documents(seed)` draws a family by its weight and yields (family, document); the held-out stream is
-the same with another seed, and no story comes twice because names, things and events are drawn anew.
-What it leaves out: curricula; the mixture stays the same from the first step to the last.
+How it works: `documents(seed, mixture)` draws a family by its weight and yields (family, document); the held-out
+stream is the same with another seed, and no story comes twice because names, things and events are drawn anew. The
+first stage of the pretraining takes the mixture `first`, the second `second`, which adds rosters.
+What it leaves out: a curriculum finer than two stages.
 Where numerics differ: nowhere.
 """
 
@@ -12,35 +13,46 @@ from __future__ import annotations
 from random import Random
 from typing import Iterator
 
-from . import lookups, small, stories
+from . import lookups, rosters, small, stories
 from .stories import Document
 
-# Weights are shares of documents; the comment says roughly what a document is worth in tokens.
 FAMILIES = {
-    "story": (stories.story, 10),  # 110
-    "reading": (stories.reading, 34),  # 130
-    "retelling": (stories.retelling, 6),  # 120
-    "dictionary": (lookups.dictionary, 9),  # 130
-    "codes": (lookups.codes, 7),  # 90
-    "record": (lookups.record, 8),  # 70
-    "sums": (small.sums, 12),  # 60
-    "lists": (small.lists, 6),  # 50
-    "ordering": (small.ordering, 4),  # 40
-    "instruction": (small.instruction, 16),  # 50
+    "story": stories.story,
+    "reading": stories.reading,
+    "retelling": stories.retelling,
+    "dictionary": lookups.dictionary,
+    "codes": lookups.codes,
+    "record": lookups.record,
+    "sums": small.sums,
+    "lists": small.lists,
+    "ordering": small.ordering,
+    "instruction": small.instruction,
+    "roster": rosters.roster,
 }
 
+# Shares of documents. A document is worth 40 (ordering) to 150 (reading) tokens.
+MIXTURES = {
+    "first": {
+        "story": 10, "reading": 34, "retelling": 6, "dictionary": 9, "codes": 7, "record": 8, "sums": 12, "lists": 6,
+        "ordering": 4, "instruction": 16,
+    },
+    "second": {
+        "story": 4, "reading": 34, "retelling": 4, "dictionary": 7, "codes": 5, "record": 6, "sums": 16, "lists": 4,
+        "ordering": 3, "instruction": 14, "roster": 36,
+    },
+}  # fmt: skip
 
-def documents(seed: int) -> Iterator[tuple[str, Document]]:
+
+def documents(seed: int, mixture: str = "first") -> Iterator[tuple[str, Document]]:
     """An endless, deterministic stream of (family, document)."""
-    rng = Random(f"minilora corpus {seed}")
-    makers, weights = zip(*FAMILIES.values())
-    kinds = list(FAMILIES)
+    rng = Random(f"minilora corpus {seed}" + (f" {mixture}" if mixture != "first" else ""))
+    kinds, weights = list(MIXTURES[mixture]), list(MIXTURES[mixture].values())
     while True:
         i = rng.choices(range(len(kinds)), weights)[0]
-        yield kinds[i], makers[i](rng)
+        yield kinds[i], FAMILIES[kinds[i]](rng)
 
 
 def held_out(family: str, count: int, seed: int = 1_000_003) -> list[Document]:
     """`count` documents of one family from a stream that the training never draws from."""
     rng = Random(f"minilora held out {family} {seed}")
-    return [FAMILIES[family][0](rng) for _ in range(count)]
+    return [FAMILIES[family](rng) for _ in range(count)]

@@ -30,8 +30,8 @@ def test_rows_hold_whole_documents_and_lose_none():
 
 
 def test_the_rate_rises_stays_and_falls():
-    plan = pretrain.Plan(steps=1000, rate=1.0, warmup=10, decay=0.5)
-    rates = [plan.rate_at(s) for s in range(1000)]
+    stage = pretrain.Stage("first", steps=1000, warmup=10, hold=500, zero=1000)
+    rates = [stage.rate_at(s, 1.0) for s in range(1000)]
     assert rates[0] == 0.1 and rates[9] == rates[499] == 1.0
     assert rates[500:] == sorted(rates[500:], reverse=True) and rates[-1] == pytest.approx(0.002)
 
@@ -51,15 +51,15 @@ def test_the_loss_leaves_padding_out_and_weighs_answers():
 
 
 def test_bad_numbers_get_one_line(tmp_path, capsys):
-    assert main(["pretrain", "--out", str(tmp_path / "x"), "--steps", "0"]) == 2
-    assert "--steps is 0" in capsys.readouterr().err
+    assert main(["pretrain", "--out", str(tmp_path / "x"), "--share", "0"]) == 2
+    assert "--share is 0" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow
 def test_the_command_ends_in_a_folder_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "Plan", lambda **k: small_plan(**k))
-    assert main(["pretrain", "--out", str(tmp_path), "--steps", "4", "--rows", "2", "--every", "4", "--no-compile"]) == 0
+    assert main(["pretrain", "--out", str(tmp_path), "--share", "0.001", "--rows", "2", "--no-compile"]) == 0
     from minilora.llama import Llama
     from minilora.text import Tokenizer
 
@@ -67,7 +67,7 @@ def test_the_command_ends_in_a_folder_that_loads(tmp_path, monkeypatch):
     ids = torch.tensor([tokenizer.encode("Mira found the key.", bos=True)])
     assert torch.isfinite(model(ids)).all()
     facts = json.loads((tmp_path / "training.json").read_text())
-    assert facts["tokens"] == 4 * 2 * 319 and f"{facts['tokens']:,}" in (tmp_path / "README.md").read_text()
+    assert facts["tokens"] == (2 + 2) * 2 * 319 and f"{facts['tokens']:,}" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "training.png").stat().st_size > 5000
 
 
@@ -82,4 +82,4 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "weighted_loss", lambda model, *rest: next(model.parameters()).sum() * float("nan"))
     tokenizer = pretrain.corpus().tokens.train_tokenizer(600, count=50)
     with pytest.raises(MiniloraError, match="lower --rate"):
-        pretrain.learn(small_plan(steps=2, rows=1), tokenizer, tmp_path, every=2, compiled=False)
+        pretrain.learn(small_plan(stages=(pretrain.Stage("first", 2, 1, 1, 2),), rows=1), tokenizer, tmp_path, every=2, compiled=False)
