@@ -332,11 +332,12 @@ def test_loftq_begins_nearer_to_the_weight_than_quantization_alone():
         Q, A, B = lora.loftq(W, 8, 0.5, iterations)
         errors.append(torch.linalg.norm(W - Q - 0.5 * B @ A))
     assert errors[2] < errors[1] < 0.95 * errors[0]
-    # PEFT's steps for one iteration and scale 1, written out: nf4, then the SVD of what is left
-    Q, A, B = lora.loftq(W, 8, 1.0)
+    # PEFT's steps for one iteration and scale 1, written out: nf4, then the SVD of what is left; another scale changes nothing
     U, S, Vh = torch.linalg.svd(W - nf4, full_matrices=False)
-    assert torch.equal(Q, nf4)
-    torch.testing.assert_close(B @ A, U[:, :8] @ torch.diag(S[:8]) @ Vh[:8], rtol=1e-4, atol=1e-5)
+    for scale in (1.0, 0.5):
+        Q, A, B = lora.loftq(W, 8, scale)
+        assert torch.equal(Q, nf4)
+        torch.testing.assert_close(scale * B @ A, U[:, :8] @ torch.diag(S[:8]) @ Vh[:8], rtol=1e-4, atol=1e-5)
 
 
 def test_loraplus_groups_hold_pefts_rates():

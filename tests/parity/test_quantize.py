@@ -92,6 +92,15 @@ def test_the_shape_that_bitsandbytes_decodes_wrongly_is_right_here():
     assert 0.088 < error < 0.095
 
 
+@pytest.mark.parametrize("code", CODES)
+def test_ties_and_near_ties_equal_bitsandbytes(code):
+    """In many whole blocks, and in many tails, which bitsandbytes computes otherwise."""
+    rng = np.random.default_rng(0)
+    assert_same_as_bitsandbytes(torch.from_numpy(near_ties(rng, 64 * 1024, block=64)), code, 64)
+    for size in range(65, 128):
+        assert_same_as_bitsandbytes(torch.from_numpy(near_ties(rng, size, block=64)), code, 64)
+
+
 def test_details_that_a_rewrite_gets_wrong():
     assert Q.quantize(torch.zeros(64)).packed.unique().tolist() == [0x77]  # a block of zeros
     assert Q.quantize(torch.zeros(64)).absmax.tolist() == [0.0]

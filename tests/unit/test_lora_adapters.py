@@ -142,6 +142,7 @@ def test_gradients_do_not_depend_on_checkpointing_and_copies_are_independent():
 def test_only_x_and_its_low_rank_image_are_kept_for_backward():
     layer = lora.LoRALinear(nn.Linear(32, 48))
     layer.add("a", 4, 2.0)
+    assert not any(p.requires_grad for p in layer.base.parameters())
     kept = []
     x = torch.randn(5, 32, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
