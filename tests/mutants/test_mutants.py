@@ -1,6 +1,7 @@
 """Planted mutants (mutants.toml): each must turn every test red that is named beside it, in a copy of the package."""
 
 import ast
+import dataclasses
 import importlib.util
 import os
 import re
@@ -69,3 +70,33 @@ def test_is_caught(workshop, mutant):
     for test in mutant.tests:
         outcome = report.outcomes.get(test, "not run")
         assert report.noticed(test), f"{test} does not notice: {mutant.why} ({outcome})\n{report.output[-3000:]}"
+
+
+# -- the tool: what it must not take for a caught mutant
+
+
+SCALE = next(mutant for mutant in MUTANTS if mutant.name == "no alpha over r")
+
+
+@pytest.mark.slow
+def test_a_harmless_change_survives(workshop):
+    """The same formula in other words. The change is run, and stays in the copy."""
+    before = (planting.ROOT / SCALE.file).read_text(encoding="utf-8")
+    report = workshop.try_out(dataclasses.replace(SCALE, new=SCALE.old + "  # unchanged"))
+    assert report.came_from_the_copy() and SCALE.module in report.origins
+    assert report.outcomes == dict.fromkeys(SCALE.tests, "passed") and not any(map(report.noticed, SCALE.tests))
+    assert (planting.ROOT / SCALE.file).read_text(encoding="utf-8") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new", ["return alfa", "return self.alpha_of(path) /", "import nothing_of_that_name"])
+def test_a_mutant_that_cannot_run_is_not_caught(workshop, new):
+    report = workshop.try_out(dataclasses.replace(SCALE, new=new))
+    assert not any(map(report.noticed, SCALE.tests)), report.outcomes
+
+
+@pytest.mark.slow
+def test_a_mutant_that_kills_its_process_is_not_caught(workshop):
+    report = workshop.try_out(dataclasses.replace(SCALE, new="import os; os.abort()"))
+    assert not report.outcomes and not any(map(report.noticed, SCALE.tests))
+    assert workshop.try_out(SCALE).noticed(SCALE.tests[0])  # the helper lives on
