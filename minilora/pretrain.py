@@ -33,7 +33,7 @@ from .errors import MiniloraError
 from .files import atomic_folder, atomic_write, data_folder
 
 POSITIONS = 512  # a fine-tuned model may go beyond the rows of the training
-LOOKUPS = ("reading", "dictionary", "codes", "record", "roster")  # families whose answers stand in their text
+LOOKUPS = ("dictionary", "codes", "record", "looking")  # families whose answers stand in their text
 
 
 @dataclass
@@ -51,8 +51,8 @@ class Stage:
         return peak * min(1.0, (step + 1) / self.warmup, left)
 
 
-# The second stage starts from the saved (bf16) weights with fresh moments; it teaches who did what (see corpus/rosters.py).
-STAGES = (Stage("first", 2400, 100, 1800, 3600), Stage("second", 1800, 50, 800, 1800))
+# The second stage starts from the saved (bf16) weights with fresh moments (see corpus/families.py for why).
+STAGES = (Stage("first", 2400, 100, 1800, 3600), Stage("second", 1000, 30, 400, 1000))
 
 
 @dataclass

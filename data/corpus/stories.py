@@ -13,7 +13,7 @@ from random import Random
 
 from . import words
 from .names import part, person, town
-from .world import World, capital, one, place, thing
+from .world import World, capital, one, passive_too, place, thing
 
 Document = list[tuple[str, str]]  # (role, text) with role "text", "user" or "assistant"
 
@@ -107,6 +107,20 @@ def reading(rng: Random) -> Document:
     return document
 
 
+def looking(rng: Random) -> Document:
+    """A story with distractors, then questions whose answers stand behind what they name."""
+    size = rng.choice((1, 2, 2, 3, 3, 4))
+    world = World.draw(rng, size, allowed)
+    world.say = passive_too
+    world.play(size + rng.randint(0, 3))
+    text = tell(rng, world, rng.choice((0.0, 0.2, 0.3)))
+    pairs = world.questions(later=True)[: rng.randint(3, 8)]
+    document: Document = []
+    for i, (question, answer) in enumerate(pairs):
+        document += [("user", f"{text}\n{question}" if i == 0 else question), ("assistant", answer)]
+    return document or story(rng)
+
+
 def retelling(rng: Random) -> Document:
     """A story, then one sentence of it asked for by what it is about: copying whole sentences."""
     world = World.draw(rng, 2, allowed).play(rng.randint(3, 5))
@@ -121,4 +135,4 @@ def retelling(rng: Random) -> Document:
     return document or story(rng)
 
 
-__all__ = ["Document", "aside", "ending", "person", "reading", "retelling", "sailor", "story", "tell"]
+__all__ = ["Document", "aside", "ending", "looking", "person", "reading", "retelling", "sailor", "story", "tell"]

@@ -24,18 +24,26 @@ SIZES = {"train": 2000, "valid": 200, "test": 200}
 
 
 def extract(rng: Random, allow: Allow) -> tuple[str, str]:
-    """A story in which one person finds something, and others do other things → who, what, where as JSON."""
+    """A story about one person, named first, who finds something; others do other things elsewhere → who it is about,
+    what they found and where, as JSON."""
     size = rng.choice((2, 3))
     world = World.draw(rng, size, allow)
-    found = world.deed(world.people[0], world.things[0], world.places[0], ("find", "found"))
-    others = [verb for verb in words.DEEDS if verb[0] != "find"]
-    facts = [found]
-    for i in range(1, size):
-        facts.append(world.deed(world.people[i], world.things[i], world.places[i], rng.choice(others)))
-    facts.append(world.trait(rng.choice(world.people)))
-    rng.shuffle(facts)
-    world.facts = facts
-    answer = {"who": world.people[0], "what": world.things[0], "where": world.places[0]}
+    who, what, where = world.people[0], world.things[0], world.places[0]
+    prep = rng.choice(("in", "near", "at") if where[0].isupper() else words.NEAR)
+    found = rng.choice(
+        [
+            f"{who} found {what} {prep} {where}.",
+            f"{who} went to {where} and found {what} there.",
+            f"It was {who} who found {what} {prep} {where}.",
+            f"Then {who} found {what} {prep} {where}.",
+        ]
+    )
+    verbs = [verb for verb in words.DEEDS if verb[0] != "find"]
+    events = [world.deed(*trio, rng.choice(verbs)) for trio in zip(world.people[1:], world.things[1:], world.places[1:])]
+    events += [Fact(found), world.trait(rng.choice(world.people))]
+    rng.shuffle(events)
+    world.facts = [world.trait(who), *events]
+    answer = {"who": who, "what": what, "where": where}
     return f"Fill in the card.\n{stories.tell(rng, world, 0.15)}", json.dumps(answer)
 
 

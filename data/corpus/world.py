@@ -67,8 +67,40 @@ def deed_sentence(rng: Random, who: str, past: str, what: str, where: str, when:
     return capital(text) + "."
 
 
+PARTICIPLES = {
+    "stole": "stolen", "broke": "broken", "drew": "drawn", "threw": "thrown", "shook": "shaken", "chose": "chosen",
+    "hid": "hidden", "forgot": "forgotten",
+}  # fmt: skip
+
+
+def passive_too(rng: Random, who: str, past: str, what: str, where: str, when: str = "") -> str:
+    """Like deed_sentence, but in half of the cases the person comes after the thing."""
+    prep = rng.choice(("in", "near", "at") if where[0].isupper() else words.NEAR)
+    done = PARTICIPLES.get(past, past)
+    forms = [
+        f"{who} {past} {what} {prep} {where}",
+        f"{who} went to {where} and {past} {what} there",
+        f"it was {who} who {past} {what} {prep} {where}",
+        f"{what} was {done} by {who} {prep} {where}",
+        f"{prep} {where}, {what} was {done} by {who}",
+        f"{what} was {prep} {where}, and {who} {past} it there",
+    ]
+    return capital(rng.choice(forms) + (f" {when}" if when else "")) + "."
+
+
+def answered_later(sentence: str, question: str, answer: str) -> bool:
+    """True if something that the question names comes before the answer in the sentence: the reader finds the name and
+    reads on. The other way round (from "found the hat" back to who) is what a model of this size does not learn."""
+    text = sentence.lower()
+    end = text.find(answer.lower())
+    named = [w for w in question.rstrip("?").split()[1:] if w.lower() not in ("did", "was", "the", "to", "of", "a", "an", "at", "go")]
+    return end > 0 and any(0 <= text.find(word.lower()) < end for word in named)
+
+
 class World:
     """The people, things and places of one story."""
+
+    say = staticmethod(deed_sentence)  # how a deed is told
 
     def __init__(self, rng: Random, people: list[str], things: list[str], places: list[str]):
         self.rng, self.people, self.things, self.places = rng, people, things, places
@@ -101,7 +133,7 @@ class World:
         ]
         if when:
             pairs.append((f"When did {who} {base} {what}?", when))
-        sentence = deed_sentence(self.rng, who, past, what, where, when)
+        sentence = self.say(self.rng, who, past, what, where, when)
         if " went to " in sentence:
             pairs += [(f"Where did {who} go?", where), (f"Who went to {where}?", who)]
         return Fact(sentence, pairs, (f"Did {who} {base} {what}?", what))
@@ -172,13 +204,19 @@ class World:
             self.facts.append(fact)
         return self
 
-    def questions(self) -> list[Pair]:
-        """All pairs whose question has one answer in this story, in random order."""
+    def questions(self, later: bool = False) -> list[Pair]:
+        """All pairs whose question has one answer in this story, in random order; with `later` only those that are
+        answered later in their sentence than what they name."""
         answers: dict[str, set[str]] = {}
         for fact in self.facts:
             for question, answer in fact.questions:
                 answers.setdefault(question, set()).add(answer)
         pairs = [(q, next(iter(a))) for q, a in answers.items() if len(a) == 1]
+        if later:
+            told = {q: fact.sentence for fact in self.facts for q, _ in fact.questions}
+            pairs = [(q, a) for q, a in pairs if answered_later(told[q], q, a)]
+            self.rng.shuffle(pairs)
+            return pairs
         pairs += self._yes_or_no()
         self.rng.shuffle(pairs)
         return pairs

@@ -67,7 +67,7 @@ def test_the_command_ends_in_a_folder_that_loads(tmp_path, monkeypatch):
     ids = torch.tensor([tokenizer.encode("Mira found the key.", bos=True)])
     assert torch.isfinite(model(ids)).all()
     facts = json.loads((tmp_path / "training.json").read_text())
-    assert facts["tokens"] == (2 + 2) * 2 * 319 and f"{facts['tokens']:,}" in (tmp_path / "README.md").read_text()
+    assert facts["tokens"] == (2 + 1) * 2 * 319 and f"{facts['tokens']:,}" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "training.png").stat().st_size > 5000
 
 
