@@ -6,7 +6,7 @@ How it works: cross-entropy is *summed* over the learned tokens and returned wit
 like length, padded on the left, and compared as texts.
 What it leaves out: perplexity per word, sampling, scores other than equality.
 Where numerics differ: a minilora Llama's head is applied at learned positions only; that changes the order of additions in
-the head's gradient and nothing else. Logits go to float32 before the cross-entropy, as in transformers.
+the head's gradient and in the sum. Logits go to float32 before the cross-entropy, as in transformers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import MiniloraError
+from .headloss import frozen_head, head_loss
 from .text import IGNORE, Row, Tokenizer, collate, question_and_answer
 
 
@@ -45,14 +46,19 @@ def autocast(model: nn.Module, precision: str):
 def loss_sum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
     """Cross-entropy summed over the learned tokens of a batch, and their number.
 
-    A minilora Llama computes logits at these positions only; any other model gives logits (B, T, V), bare or `.logits`.
+    A minilora Llama computes logits at these positions only, and a few at a time where its head is frozen (`headloss`); any
+    other model gives logits (B, T, V), bare or `.logits`.
     """
     ids, labels, mask = batch  # (B, T) each
     wanted = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts token t+1
     targets = labels[:, 1:][wanted]  # (N,)
     if hasattr(model, "head") and hasattr(model, "model"):
         hidden = model.model(ids)  # (B, T, C); padding is on the right, the causal order hides it
-        logits = model.head(hidden[:, :-1][wanted])  # (N, V)
+        hidden = hidden[:, :-1][wanted]  # (N, C)
+        weight = frozen_head(model)
+        if weight is not None:
+            return head_loss(hidden, weight, targets), targets.numel()
+        logits = model.head(hidden)  # (N, V)
     else:
         output = model(ids, attention_mask=mask)
         logits = getattr(output, "logits", output)[:, :-1][wanted]  # (N, V)
