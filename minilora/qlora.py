@@ -30,13 +30,18 @@ from . import bnb_format
 from .errors import MiniloraError
 from .quantize import Quantized, quantize
 
+HELD_FROM = 1 << 22  # bytes; larger blocks the C library often returns to the system, and touching their pages anew costs a third of decoding
 _scratch = threading.local()
 
 
 def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """One piece of memory for each thread and dtype, as large as the largest layer, in which every W is decoded."""
+    """One piece of memory for each thread and dtype, as large as the largest layer, in which every W is decoded.
+
+    Only where the allocator would not reuse it by itself: a GPU's does (and streams may overlap there), and so does the C library
+    for what is small, so that nothing needs to be held between layers.
+    """
     size = shape[0] * shape[1]
-    if device.type != "cpu":  # streams may overlap there, and the caching allocator reuses the memory by itself
+    if device.type != "cpu" or size * dtype.itemsize < HELD_FROM:
         return torch.empty(shape, dtype=dtype, device=device)
     memory = _scratch.__dict__.get(dtype)
     if memory is None or memory.numel() < size:
