@@ -105,10 +105,10 @@ def style(rng: Random, allow: Allow) -> tuple[str, str]:
 
 
 def sums(rng: Random, allow: Allow) -> tuple[str, str]:
-    """A small word problem → the number. Words ask for one addition or one subtraction below 50."""
+    """A small word problem → the number. One addition or one subtraction of small numbers."""
     who, other = names.distinct(names.person, 2, rng, allow)
     what = rng.choice(words.COUNTED)
-    a, b = rng.randint(2, 25), rng.randint(2, 20)
+    a, b = rng.randint(1, 9), rng.randint(1, 9)
     more = [
         f"{who} has {a} {what} and finds {b} more. How many {what} does {who} have now?",
         f"{who} has {a} {what}. {other} brings {b} more. How many {what} are there?",
