@@ -328,20 +328,20 @@ def describe(out: Path) -> None:
 
 
 def draw(facts: dict, target: Path) -> None:
-    """Training loss and held-out look-up by step."""
+    """Training loss and what is right on held-out documents, by step."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(8, 3), layout="constrained")
     left = figure.add_subplot()
-    left.plot(facts["step"], facts["loss"], color="#0072B2", linewidth=1, label="training loss (answers weighted)")
+    left.plot(facts["step"], facts["loss"], color="#0072B2", linewidth=1, label="training loss")
     left.set(xlabel="step", ylabel="nats a token")
     right = left.twinx()
-    right.plot(
-        [e["step"] for e in facts["examined"]], [100 * e["lookup"] for e in facts["examined"]],
-        color="#D55E00", marker="o", linestyle="--", label="held-out look-up, % right",
-    )  # fmt: skip
-    right.set(ylim=(0, 102), ylabel="% right")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    steps = [e["step"] for e in facts["examined"]]
+    for family, color, marker in (("record", "#D55E00", "o"), ("codes", "#009E73", "s"), ("sums", "#CC79A7", "^")):
+        share = [100 * e[family] for e in facts["examined"]]
+        right.plot(steps, share, color=color, marker=marker, linestyle="--", label=f"{family}, % right")
+    right.set(ylim=(0, 102), ylabel="held-out answers, % right")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     with atomic_write(target) as path:
         figure.savefig(path, format="png", dpi=120)
 
