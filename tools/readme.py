@@ -1,7 +1,7 @@
 """Fills the README's marked places from what was really run: `python -m tools.readme`, or `make readme`.
 
 How it works: between `<!-- NAME -->` and `<!-- /NAME -->` stands what `PLACES[NAME]` returns: the lesson table from the notebooks that
-there are, the task table and the example from benchmarks/results, the picture from docs/. A test compares, so that the README
+there are, the task table, the speed tables and the example from benchmarks/results, the picture from docs/. A test compares, so that the README
 cannot fall behind. A place whose results are missing says how to make them.
 """
 
@@ -80,6 +80,61 @@ def task_table() -> str:
     return "\n".join(rows)
 
 
+def _by_threads(rows: list[dict]) -> dict[str, list[dict]]:
+    """The rows of each thing that was measured, fewest threads first."""
+    found: dict[str, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row["threads"]):
+        found.setdefault(row["what"], []).append(row)
+    return found
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+
+
+def _speed_table(rows: list[dict]) -> list[str]:
+    threads = sorted({row["threads"] for row in rows})
+    lines = ["| against | " + " | ".join(f"{n} thread{'s' * (n > 1)}: ours | theirs | ratio | beside the floor" for n in threads) + " | goal |",
+             "| --- |" + " ---: | ---: | --- | --- |" * len(threads) + " --- |"]
+    for what, group in _by_threads(rows).items():
+        cells = [f"{what}, {group[0]['peer_name']}"]
+        for n in threads:
+            row = next((row for row in group if row["threads"] == n), None)
+            cells += [_amount(row["ours"], row["unit"]), _amount(row["peer"], row["unit"]), row["told"].format(row["ratio"]), row["beside"]] if row else ["–"] * 4
+        goals = dict.fromkeys(f"{'≥' if row['goal'] > 1 else '≤'} {row['goal']:g}" for row in group if row["goal"])
+        lines.append("| " + " | ".join([*cells, " / ".join(goals) or "–"]) + " |")
+    return lines
+
+
+def _memory_table(rows: list[dict]) -> list[str]:
+    lines = ["| MB (10⁶ bytes) | kept for backward: ours | theirs | peak of a step: ours | theirs |", "| --- | ---: | ---: | ---: | ---: |"]
+    parts: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        title, _, kind = row["what"].rpartition(": ")
+        parts.setdefault(title, {}).setdefault(kind, row)  # at the fewest threads; the bytes hardly depend on them
+    for title, kinds in parts.items():
+        numbers = [f"{kinds[kind][who]:.1f}" for kind in ("kept for backward", "peak memory") for who in ("ours", "peer")]
+        lines.append("| " + " | ".join([f"{title}, {kinds['peak memory']['peer_name']}", *numbers]) + " |")
+    return lines
+
+
+def cpu_tables() -> str:
+    """Speed and memory beside the libraries', and which goals were missed."""
+    found = _results("cpu.json")
+    if not found:
+        return "To come: `make bench` fills this table."
+    rows = found["rows"]
+    missed = [f"{row['what']} at {row['threads']}: {row['told'].format(row['ratio'])}, goal {row['goal']:g}" for row in rows if row["met"] is False]
+    goals = sum(row["goal"] is not None for row in rows)
+    machine, versions = found["machine"], found["versions"]
+    told = ", ".join(f"{name} {number.split('+')[0]}" for name, number in versions.items() if name != "python")
+    return "\n".join([
+        *_speed_table([row for row in rows if row["unit"] != "MB"]), "", *_memory_table([row for row in rows if row["unit"] == "MB"]), "",
+        f"All {goals} goals are met." if not missed else f"{goals - len(missed)} of {goals} goals are met; missed: " + "; ".join(missed) + ".",
+        f"Medians of {found['rounds']} interleaved runs; {machine['processor']}, {machine['cores']} cores; {told}; {found['date']}. Written by `benchmarks/cpu.py`, which says how.",
+    ])
+
+
 def example() -> str:
     """The commands and what they printed."""
     found = _results("example.json")
@@ -97,7 +152,7 @@ def picture() -> str:
     return "![Training and validation loss of the example below, by step](docs/loss.png)"
 
 
-PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "example": example}
+PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "table:cpu": cpu_tables, "example": example}
 
 
 def filled(text: str) -> str:
