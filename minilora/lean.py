@@ -1,6 +1,6 @@
-"""Two parts of the Llama, norm and gate, with a backward pass written by hand: fewer bytes kept, fewer passes over memory.
+"""Three parts of the Llama, norm, gate and rotation, with a backward pass written by hand: fewer bytes kept, fewer passes over memory.
 
-What it replaces: the chains of operations that autograd records for `RMSNorm` and for silu(a) · b.
+What it replaces: the chains of operations that autograd records for `RMSNorm`, for silu(a) · b and for `rotate`.
 How it works: for y = x r w with r = 1/√(mean(x²) + ε) over C features, w frozen, and g = ∂L/∂y,
 
     ∂L/∂x = r (g ∘ w) − x r³ ⟨g ∘ w, x⟩ / C
@@ -9,9 +9,11 @@ where autograd makes a dozen passes. For y = silu(a) ∘ b, with σ' the derivat
 
     ∂L/∂a = g ∘ b ∘ σ'(a)        ∂L/∂b = g ∘ silu(a)
 
-only a and b are kept and silu(a), the size of the whole inner layer, is computed again.
-What it leaves out: a norm whose weight trains (it takes torch's own way), double backward.
-Where numerics differ: forward and gate not at all; the norm's gradient in the last bits.
+only a and b are kept and silu(a), the size of the whole inner layer, is computed again. For the rotation y = x cos + x' sin,
+x' being x with its halves swapped, ∂L/∂x = g cos + (g sin)'; the halves are read where they stand, so that nothing is copied
+just to swap them.
+What it leaves out: a norm whose weight trains (it takes torch's own way), gradients of cos and sin, double backward.
+Where numerics differ: forward and gate not at all; the other gradients in the last bits.
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ def rms_norm(x: Tensor, weight: nn.Parameter, eps: float) -> Tensor:
 def gated(a: Tensor, b: Tensor) -> Tensor:
     """silu(a) · b, both (..., F)."""
     return _Gated.apply(a, b) if _needs_backward(a, b) else F.silu(a) * b
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, H, T, D) turned by its positions' angles, as `llama.rotate`; cos and sin broadcast to x and need no gradient."""
+    return _Turned.apply(x, cos, sin)
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -79,3 +86,26 @@ class _Gated(torch.autograd.Function):
         da = torch.ops.aten.silu_backward(g * b, a) if ctx.needs_input_grad[0] else None
         db = F.silu(a).mul_(g) if ctx.needs_input_grad[1] else None
         return da, db
+
+
+class _Turned(torch.autograd.Function):
+    """The rotation and its gradient; keeps the tables alone."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        swapped = torch.empty_like(x)  # x' sin
+        torch.mul(x[..., half:], sin[..., :half], out=swapped[..., :half])
+        torch.mul(x[..., :half], sin[..., half:], out=swapped[..., half:])
+        return swapped.add_(x * cos)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        cos, sin = ctx.saved_tensors
+        half = g.shape[-1] // 2
+        dx = g * cos
+        dx[..., :half].addcmul_(g[..., half:], sin[..., half:])
+        dx[..., half:].addcmul_(g[..., :half], sin[..., :half])
+        return dx, None, None

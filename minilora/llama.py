@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from .errors import MiniloraError
-from .lean import gated, rms_norm
+from .lean import gated, rms_norm, turned
 
 ROPE_TYPES = {  # and the numbers each needs
     "default": (),
@@ -130,6 +130,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     x (B, H, T, D); cos and sin broadcast to it, and the first half of sin carries the minus.
     """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return turned(x, cos, sin)  # the same numbers, quicker backward
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin  # the roll swaps a and b
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from minilora import headloss, lora
 from minilora.headloss import frozen_head, head_loss
 from minilora.lean import gated, rms_norm
-from minilora.llama import Config, Llama, RMSNorm
+from minilora.llama import Config, Llama, RMSNorm, rotate
 from minilora.scoring import loss_sum
 
 
@@ -46,6 +46,19 @@ def test_gate_equals_torch_to_the_bit_and_keeps_two_tensors(dtype):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         gated(a, b)
     assert len(kept) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lead", [(7,), (2, 1, 7)])  # one table for all rows, or one for each
+def test_rotation_equals_the_plain_one(lead, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 3, 10).to(dtype).requires_grad_()
+    cos, sin = torch.randn(*lead, 10).to(dtype), torch.randn(*lead, 10).to(dtype)
+    plain = lambda x: x.transpose(1, 2) * cos + x.transpose(1, 2).roll(5, dims=-1) * sin  # noqa: E731
+    ours, wanted = both(lambda x: rotate(x.transpose(1, 2), cos, sin), plain, [x])
+    assert torch.equal(ours[0], wanted[0]) and torch.equal(ours[0], rotate(x.detach().transpose(1, 2), cos, sin))
+    ulp = torch.finfo(dtype).eps
+    assert torch.allclose(ours[1], wanted[1], rtol=4 * ulp, atol=4 * ulp * wanted[1].abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
