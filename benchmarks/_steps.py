@@ -115,7 +115,7 @@ def step_rows(method: str, name: str, threads: int, shape: Shape, rounds: int) -
     goal, title = GOALS[method, name], f"{method} step {name}"
     rows = [
         _time_row(f"{title}, our Llama", threads, seconds, ("ours", "our floor"), peer_name, goal),
-        _time_row(f"{title}, same Llama under both", threads, seconds, ("same", "floor"), peer_name, None),
+        _time_row(f"{title}, same Llama under both", threads, seconds, ("same", "floor"), peer_name, goal),
     ]
     for what, measure in (("kept for backward", _saved), ("peak memory", _peak)):
         used = {who: measure(*models[who]) for who in ("peer", "ours", "same")}
