@@ -29,7 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutants.toml")
-LIMIT = 120  # seconds for one mutant, however busy the machine is
+WORK = 60  # seconds of the processor for one test, however busy the machine is; the dearest takes 2
+PATIENCE = 900  # seconds by the clock, for one that waits for something that never comes
 BROKEN = ("SyntaxError", "IndentationError", "NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError", "Skipped")
 
 
@@ -99,7 +100,7 @@ class Workshop:
     def __exit__(self, *exception) -> None:
         self.helper.stdin.close()  # the end of its input is the end of its work
         try:
-            self.helper.wait(LIMIT)
+            self.helper.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.helper.kill()
 
@@ -113,7 +114,7 @@ class Workshop:
             output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
             try:
                 outcomes, origins = json.loads((folder / "report.json").read_text())
-            except FileNotFoundError:  # killed by a signal, or by us after LIMIT seconds
+            except FileNotFoundError:  # killed, by itself or for taking too long
                 outcomes, origins = {}, {}
             return Report(outcomes, origins, folder, output)
 
@@ -141,7 +142,7 @@ def serve() -> None:
 
 
 def wait_for(child: int) -> None:
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + PATIENCE
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
@@ -192,6 +193,9 @@ class Recorder:
 
 def run_tests(folder: Path, tests: list[str]) -> None:
     """In the child: pytest on `tests`, importing minilora from `folder`."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CPU, (WORK * len(tests), WORK * len(tests)))
     with open(folder / "output.txt", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
