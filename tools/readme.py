@@ -74,8 +74,10 @@ def task_table() -> str:
         if any(cells):
             rows.append(f"| {title} | " + " | ".join(f"{100 * c['hits'] / c['of']:.1f}" if c else "–" for c in cells) + " |")
     asked = max(run["of"] for run in found["runs"])
+    longer = sorted({run["task"] + " " + run["command"].split("--steps ")[1].split()[0] for run in found["runs"] if "--steps " in run["command"]})
+    steps = "the default steps" + (f" ({', '.join(longer)})" if longer else "")
     slowest = max((run.get("seconds", 0) for run in found["runs"]), default=0)
-    rows += ["", f"{asked} questions a task, none of their people and places seen in training; one seed; {found['machine']}, torch {found['torch'].split('+')[0]},"
+    rows += ["", f"{asked} questions a task, none of their people and places seen in training; one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]},"
              f" one thread a run, the slowest {slowest:.0f} s; {found['date']}. Written by `benchmarks/tasks.py`."]
     return "\n".join(rows)
 
