@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -24,6 +26,18 @@ def _up_to_date() -> bool:
         return False
 
 
+def _read_when_up(request: urllib.request.Request, patience: float = 60) -> bytes:
+    """The answer of a server that has printed its address and may not listen yet."""
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            return urllib.request.urlopen(request, timeout=60).read()
+        except urllib.error.URLError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.3)
+
+
 @pytest.mark.skipif(not _up_to_date(), reason="the environment was not made by make")
 def test_make_lab_serves_lesson_00(tmp_path):
     flags = "--no-browser --ServerApp.ip=127.0.0.1 --ServerApp.port=0 --LabApp.extension_manager=readonly"
@@ -36,12 +50,12 @@ def test_make_lab_serves_lesson_00(tmp_path):
         seen = []
         for line in process.stdout:
             seen.append(line)
-            if found := re.search(r"(http://127\.0\.0\.1:\d+)/lab/tree/00-start-here\.ipynb\?token=(\w+)", line):
+            if found := re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w+)", line):
                 break
         else:
             pytest.fail("".join(seen))
         request = urllib.request.Request(f"{found[1]}/api/contents/00-start-here.ipynb?content=0", headers={"Authorization": f"token {found[2]}"})
-        assert b'"type": "notebook"' in urllib.request.urlopen(request, timeout=60).read()
+        assert b'"type": "notebook"' in _read_when_up(request)
     finally:
         watchdog.cancel()
         os.killpg(process.pid, signal.SIGTERM)
