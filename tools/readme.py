@@ -44,7 +44,7 @@ def _results(name: str) -> dict | None:
 def lesson_table() -> str:
     """All fifteen lessons; those that are there as links."""
     there = {path.name[:2]: path for path in lessons()}
-    rows = ["| | lesson | what you do |", "| --- | --- | --- |"]
+    rows = ["| no. | lesson | what you do |", "| --- | --- | --- |"]
     for number, (title, told) in TITLES.items():
         name = f"[{title}](notebooks/{there[number].name})" if number in there else f"{title} (to come)"
         rows.append(f"| {number} | {name} | {told} |")
