@@ -83,3 +83,12 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     tokenizer = pretrain.corpus().tokens.train_tokenizer(600, count=50)
     with pytest.raises(MiniloraError, match="lower --rate"):
         pretrain.learn(small_plan(stages=(pretrain.Stage("first", 2, 1, 1, 2),), rows=1), tokenizer, tmp_path, every=2, compiled=False)
+
+
+@pytest.mark.parametrize("right, expected", [([1, 1, 1], True), ([0, 1, 1], False), ([1, 0, 1], False), ([1, 1, 0], False), ([0, 0, 0], False)])
+def test_an_answer_counts_only_if_all_its_tokens_are_right(right, expected):
+    document = [("user", "text\nWho?"), ("assistant", "ab"), ("user", "What?"), ("assistant", "c")]
+    ids = [1, 3, 9, 4, 5, 6, 2, 3, 9, 4, 7, 2]  # bos user . assistant a b eos user . assistant c eos
+    answer = [token in (5, 6, 2, 7) for token in ids]
+    guessed = [False, True, False, *map(bool, right), False, False, False, True, True]  # one for each id but the first
+    assert list(pretrain.answers(document, ids, answer, guessed)) == [("Who?", expected), ("What?", True)]
