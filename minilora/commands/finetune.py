@@ -2,10 +2,10 @@
 
 What it replaces: TRL's `sft.py` with PEFT and bitsandbytes flags.
 How it works: settings are settled and everything is read before anything is written; then the model is loaded, quantized
-for qlora, given its adapter, and trained by train.fit into the run's folder. `--resume` takes the settings from run.json,
+for qlora and int8, given its adapter, and trained by train.fit into the run's folder. `--resume` takes the settings from run.json,
 so `minilora finetune --out DIR --resume` is enough, and refuses what would make it another run.
 What it leaves out: packing (examples stay whole), several datasets at once.
-Where numerics differ: nowhere; see train.py, lora/, qlora.py.
+Where numerics differ: nowhere; see train.py, lora/, qlora.py, int8.py.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DEFAULTS = {
     "save_every": 50,
     "device": None,
 }
-LEARNING_RATE = {"lora": 3e-3, "qlora": 3e-3, "full": 1e-3}
+LEARNING_RATE = {"lora": 3e-3, "qlora": 3e-3, "int8": 3e-3, "full": 1e-3}
 MAX_SEQ = 512
 ADAPTER_ONLY = ("rank", "alpha", "targets", "variant", "init", "dropout")  # mean nothing for --method full
 MAY_CHANGE = ("save_every",)  # on --resume: decides no number
@@ -61,7 +61,8 @@ def add_arguments(parser) -> None:
     add("--model", "tiny (the shipped base), a Hugging Face folder, or a Hub name")
     add("--data", "a .jsonl file, or a folder with train.jsonl and valid.jsonl")
     parser.add_argument("--out", required=True, metavar="DIR", help="the run's folder: adapter or model, metrics.jsonl, loss.png, run.json")
-    add("--method", "lora: adapter over the model as it is; qlora: over a 4-bit copy; full: all weights", choices=["lora", "qlora", "full"])
+    methods = "lora: adapter over the model as it is; qlora: over a 4-bit copy; int8: over an 8-bit copy, LLM.int8(); full: all weights"
+    add("--method", methods, choices=list(LEARNING_RATE))
     add("--rank", "columns of B, rows of A", type=int)
     add("--alpha", "the adapter's output is scaled by alpha / rank", type=float)
     add("--targets", "all, names such as q_proj,v_proj, or a regular expression for whole paths")
@@ -105,7 +106,11 @@ def settle(args, saved: dict | None) -> dict:
     if settings["method"] == "full":
         for name in ADAPTER_ONLY:
             if name in typed and saved is None:
-                raise MiniloraError(f"--{name} says nothing for --method full, which has no adapter; leave it out, or choose lora or qlora")
+                raise MiniloraError(f"--{name} says nothing for --method full, which has no adapter; leave it out, or choose lora, qlora or int8")
+    if settings["method"] != "qlora" and "code" in typed and saved is None:
+        raise MiniloraError(f"--code {typed['code']} says nothing for --method {settings['method']}; leave it out, or choose --method qlora")
+    if settings["code"] == models.INT8:
+        raise MiniloraError(f"--code {models.INT8} is no code book for qlora's blocks; leave it out and choose --method int8")
     if settings["lr"] is None:
         settings["lr"] = LEARNING_RATE[settings["method"]]
     return settings
@@ -211,13 +216,14 @@ def versions() -> dict:
 
 
 def build(settings: dict, folder: Path, device: str):
-    """The model, ready to be trained: loaded, quantized for qlora, with its adapter; returns (model, quantization)."""
+    """The model, ready to be trained: loaded, quantized for qlora and int8, with its adapter; returns (model, quantization)."""
     import torch
 
     from .. import lora
 
     method = settings["method"]
-    quantization = {"code": settings["code"], "double": True, "block": 64} if method == "qlora" else None
+    code = {"qlora": settings["code"], "int8": models.INT8}.get(method)
+    quantization = models.recipe(code) if code else None
     model = models.load_base(folder, device, quantization, trained=method == "full")
     torch.manual_seed(settings["seed"])
     if method == "full":

@@ -1,8 +1,8 @@
 """`minilora merge`: an adapter written into its model's weights, as a plain Hugging Face folder.
 
-What it replaces: PEFT's `merge_and_unload`. How it works: W + (B A)·s per layer. An adapter trained over a 4-bit base is
-merged into what that base *decodes to* — the weights it was trained against — and not into the original ones: the merged
-model then answers as the trained one did. What it leaves out: quantizing the result again, which would move the answers.
+What it replaces: PEFT's `merge_and_unload`. How it works: W + (B A)·s per layer. An adapter trained over a 4-bit or int8 base
+is merged into what that base *decodes to* — the weights it was trained against — and not into the original ones: the merged
+model then answers as the trained one did. Layers without an adapter are decoded, too. What it leaves out: quantizing the result again, which would move the answers.
 Where numerics differ: see lora/adapters.py; the merged weights are rounded once, to the base's type.
 """
 
@@ -32,6 +32,18 @@ def copy_tokenizer(source: Path, target: Path) -> None:
                 shutil.copyfile(source / name, temporary)
 
 
+def decode_rest(model) -> None:
+    """Put an nn.Linear in place of each layer that is quantized and had no adapter, so that the folder is a plain Llama."""
+    from torch import nn
+
+    from ..lora.layer import LoRALinear
+
+    for path, layer in list(model.named_modules()):
+        if hasattr(layer, "dense_weight") and not isinstance(layer, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, LoRALinear(layer).merged_base([]))
+
+
 def run(args) -> int:
     if not args.adapter:
         raise MiniloraError("merge needs --adapter DIR: the --out folder of a finetune run")
@@ -42,7 +54,7 @@ def run(args) -> int:
     from .. import lora
 
     model, _ = models.load(args)
-    lora.unload(lora.merge(model))
+    decode_rest(lora.unload(lora.merge(model)))
     model.save_pretrained(out)
     copy_tokenizer(folder, out)
     print(f"{out}: {args.model} with {args.adapter} merged in, a Hugging Face folder")

@@ -2,9 +2,10 @@
 
 What it replaces: `AutoModelForCausalLM.from_pretrained` with its quantization config, `PeftModel.from_pretrained`.
 How it works: the name is resolved to a folder; the folder is read; if the adapter's run.json says that it was trained
-over a 4-bit base, the base is quantized in the same way before the adapter goes on.
+over a quantized base, the base is quantized in the same way before the adapter goes on. A code book's name means its blocks
+(qlora.py), `llm.int8` means rows with the outliers apart (int8.py).
 What it leaves out: models other than Llama.
-Where numerics differ: nowhere; see llama.py, qlora.py, lora/.
+Where numerics differ: nowhere; see llama.py, qlora.py, int8.py, lora/.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from ..errors import MiniloraError
 from ..files import data_folder
 
+INT8 = "llm.int8"  # the name of --method int8's base; `int8` by itself is a code book in blocks
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WANTED = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "special_tokens_map.json", "*.jinja"]
 
@@ -94,11 +96,20 @@ def load_base(folder: Path, device: str, quantization: dict | None = None, train
 
     half = device.startswith("cuda") and not trained and torch.cuda.get_device_capability() >= (8, 0)
     model = Llama.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32, device=device)
-    if quantization:
-        from ..qlora import quantize_model
+    return quantize_base(model, **quantization) if quantization else model
 
-        quantize_model(model, **quantization)
-    return model
+
+def recipe(code: str) -> dict:
+    """How --code CODE quantizes a base, as run.json keeps it: the arguments of `quantize_base`."""
+    return {"code": INT8, "threshold": 6.0} if code == INT8 else {"code": code, "double": True, "block": 64}
+
+
+def quantize_base(model, code: str, **settings):
+    """Quantize the model's linear layers in place, by LLM.int8() or in blocks of a code book; returns it."""
+    from ..int8 import quantize_model_int8
+    from ..qlora import quantize_model
+
+    return quantize_model_int8(model, **settings).requires_grad_(False) if code == INT8 else quantize_model(model, code, **settings)
 
 
 def adapter_quantization(adapter: str, code: str | None) -> dict | None:
@@ -113,7 +124,7 @@ def adapter_quantization(adapter: str, code: str | None) -> dict | None:
         except (OSError, ValueError, AttributeError) as error:
             raise MiniloraError(f"{path} is damaged ({error}); name the base's code with --code nf4 or --code none") from error
     if code is not None:
-        return saved if saved and saved.get("code") == code else {"code": code, "double": True, "block": 64}
+        return saved if saved and saved.get("code") == code else recipe(code)
     return saved
 
 
@@ -123,7 +134,7 @@ def load(args):
     adapter = args.adapter
     if adapter is not None and not Path(adapter).is_dir():
         raise MiniloraError(f"no adapter at {adapter}; give the --out folder of a finetune run")
-    quantization = adapter_quantization(adapter, args.code) if adapter else ({"code": args.code} if args.code not in (None, "none") else None)
+    quantization = adapter_quantization(adapter, args.code) if adapter else None if args.code in (None, "none") else recipe(args.code)
 
     from .. import lora
     from ..text import Tokenizer
@@ -146,5 +157,5 @@ def add_model_arguments(parser) -> None:
     """The options that name a model, the same for each command that loads one."""
     parser.add_argument("--model", default="tiny", help="tiny (the shipped base), a Hugging Face folder, or a Hub name")
     parser.add_argument("--adapter", metavar="DIR", help="the --out folder of a finetune run, or a PEFT adapter")
-    parser.add_argument("--code", help="quantize the base: nf4, fp4, int8 …; none: do not (default: as the adapter was trained)")
+    parser.add_argument("--code", help=f"quantize the base: nf4, fp4, int8 … in blocks, or {INT8} as --method int8 does; none: do not (default: as the adapter was trained)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")

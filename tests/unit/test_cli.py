@@ -32,7 +32,7 @@ def finetune(tiny_folder, data, out, *more):
 @pytest.fixture(scope="module")
 def runs(tiny_folder, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for method in ("lora", "qlora", "full"):
+    for method in ("lora", "qlora", "int8", "full"):
         assert finetune(tiny_folder, data, folder / method, "--method", method) == 0
     return folder
 
@@ -43,7 +43,10 @@ def score(capsys, *argv):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+QUANTIZATION = {"qlora": {"code": "nf4", "double": True, "block": 64}, "int8": {"code": "llm.int8", "threshold": 6.0}}
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "int8"])
 def test_an_adapter_is_trained_and_scored(capsys, tiny_folder, data, runs, tmp_path, method):
     out = runs / method
     expected = {"adapter_config.json", "adapter_model.safetensors", "loss.png", "metrics.jsonl", "run.json", "state"}
@@ -51,7 +54,7 @@ def test_an_adapter_is_trained_and_scored(capsys, tiny_folder, data, runs, tmp_p
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     about = json.loads((out / "run.json").read_text())
     assert about["settings"]["rank"] == 8 and about["result"]["steps"] == 40 and about["versions"]["torch"] == torch.__version__
-    assert about["quantization"] == ({"code": "nf4", "double": True, "block": 64} if method == "qlora" else None)
+    assert about["quantization"] == QUANTIZATION.get(method)
     before = score(capsys, "--model", tiny_folder, "--data", data)
     after = score(capsys, "--model", tiny_folder, "--adapter", out, "--data", data, "--out", tmp_path / "answers.jsonl")
     assert before == "exact match 0.00 (0 of 32)\n" and after == "exact match 1.00 (32 of 32)\n"
@@ -85,20 +88,57 @@ def test_resume_of_a_finished_run_changes_nothing(capsys, runs):
     assert (runs / "lora" / "adapter_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "int8"])
 def test_a_merged_model_answers_as_the_trained_one(capsys, tiny_folder, data, runs, tmp_path, method):
-    from minilora import lora, qlora
+    from minilora import int8, lora, qlora
 
     merged = tmp_path / "merged"
     assert main(["merge", "--model", str(tiny_folder), "--adapter", str(runs / method), "--out", str(merged)]) == 0
     trained = Llama.from_pretrained(tiny_folder)
     if method == "qlora":
         qlora.quantize_model(trained)
+    if method == "int8":
+        int8.quantize_model_int8(trained)
     lora.load_adapter(trained, runs / method)
     ids = torch.tensor([encode_prompt("say ccc", Tokenizer.from_pretrained(merged))])
     with torch.no_grad():
-        torch.testing.assert_close(Llama.from_pretrained(merged)(ids), trained.eval()(ids), rtol=1e-4, atol=1e-4)
+        # train mode: there an int8 layer multiplies with the very weights that were merged, not with rounded activations
+        torch.testing.assert_close(Llama.from_pretrained(merged)(ids), trained.train()(ids), rtol=1e-4, atol=1e-4)
     assert score(capsys, "--model", merged, "--data", data) == "exact match 1.00 (32 of 32)\n"
+
+
+@pytest.mark.parametrize("method", ["qlora", "int8"])
+def test_layers_without_an_adapter_are_decoded_by_merge(tiny_folder, data, tmp_path, method):
+    from minilora.commands import models
+    from minilora.int8 import Int8Linear
+    from minilora.qlora import QLinear
+
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    assert finetune(tiny_folder, data, run, "--method", method, "--targets", "q_proj", "--steps", 2) == 0
+    assert main(["merge", "--model", str(tiny_folder), "--adapter", str(run), "--out", str(merged)]) == 0
+    base = models.load_base(tiny_folder, "cpu", QUANTIZATION[method])
+    packed = {path: layer for path, layer in base.named_modules() if isinstance(layer, (QLinear, Int8Linear))}
+    written = Llama.from_pretrained(merged)
+    assert len(packed) == 14
+    for path, layer in packed.items():
+        assert torch.equal(written.get_submodule(path).weight, layer.dense_weight()) == ("q_proj" not in path)
+
+
+def test_the_base_under_an_int8_adapter_is_int8_again(tiny_folder, data, runs):
+    """In evaluate, generate and merge alike, unless --code says otherwise; and a base alone where --code asks for it."""
+    import argparse
+
+    from minilora.commands import models
+    from minilora.int8 import Int8Linear
+
+    def layer(adapter, code):
+        model, _ = models.load(argparse.Namespace(model=str(tiny_folder), adapter=adapter, code=code, device="cpu"))
+        query = model.model.layers[0].self_attn.q_proj
+        return query.base if adapter else query
+
+    run = str(runs / "int8")
+    assert type(layer(run, None)) is type(layer(run, "llm.int8")) is type(layer(None, "llm.int8")) is Int8Linear
+    assert type(layer(run, "none")) is torch.nn.Linear and layer(run, "nf4").quantized.code == "nf4"
 
 
 def test_generate_and_chat(capsys, monkeypatch, tiny_folder, runs):
