@@ -110,7 +110,8 @@ class Verdicts:
 def read_lesson(path: Path) -> dict[str, list[str]]:
     """Claim → its verdicts, from the outputs of the cells that carry the claim's tag. An empty list: run, but without such a line."""
     found: dict[str, list[str]] = {}
-    for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    for cell in (cell for cell in cells if cell.get("execution_count")):  # what was not run has no verdict
         for tag in cell["metadata"].get("tags", []):
             if claim := re.fullmatch(r"claim-(C\d\d)", tag):
                 said = found.setdefault(claim[1], [])

@@ -72,8 +72,9 @@ def test_numbers_are_shown_with_four_digits(value, text):
 # ------------------------------------------------------------------------------------------------------------- claims
 
 
-def notebook(folder, name, cells):
-    made = [{"cell_type": "code", "metadata": {"tags": [tag]}, "source": "", "outputs": [{"output_type": "stream", "text": text}]} for tag, text in cells]
+def notebook(folder, name, cells, count=1):
+    made = [{"cell_type": "code", "execution_count": count, "metadata": {"tags": [tag]}, "source": "", "outputs": [{"output_type": "stream", "text": text}]}
+            for tag, text in cells]
     (folder / name).write_text(json.dumps({"cells": made}), encoding="utf-8")
 
 
@@ -86,6 +87,8 @@ def test_verdicts_are_read_from_the_tagged_cells(tmp_path):
     assert found["C27"] == {"08": ["holds, exactly", "holds. More: holds if you look"]}
     assert found["C35"] == {"08": []} and found["C33"] == {"08": None} and found["C28"] == {"08": []}
     assert found["C11"] == {"03": None, "14": None}
+    notebook(tmp_path, "07-low-rank.ipynb", [("claim-C23", ["C23, not run yet: holds\n"])], count=None)
+    assert claims.gather(tmp_path)["C23"] == {"07": None}
     text = str(claims.table(found))
     assert "lesson 08: run, see there" in text and "lesson 03, to come · lesson 14, to come" in text and "1 of 48 claims have a verdict (1 holds)" in text
 
