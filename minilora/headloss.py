@@ -35,7 +35,8 @@ def frozen_head(model: nn.Module) -> Tensor | None:
     plain = type(head) in (nn.Linear, nn.Embedding) and getattr(head, "bias", None) is None
     if not plain or head.weight.requires_grad or head._forward_hooks or head._forward_pre_hooks:
         return None
-    return head.weight if type(head.weight) in (Tensor, nn.Parameter) else None
+    usual = type(head.weight) in (Tensor, nn.Parameter) or type(head.weight).__name__ == "FakeTensor"  # no packed or sharded ones
+    return head.weight if usual else None
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
