@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .casting import autocast_dtype
 from .llama import Llama
 
 ROWS = 256  # at least so many rows at a time: W is read once for each portion
@@ -41,9 +42,10 @@ def frozen_head(model: nn.Module) -> Tensor | None:
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of hidden (N, C) under the frozen head weight (V, C), summed over targets (N,). In autocast's type inside its region."""
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    with torch.autocast(kind, enabled=False):
+    dtype = autocast_dtype(hidden.device.type)
+    if dtype is None:
+        return _HeadLoss.apply(hidden, weight.to(hidden.dtype), targets)
+    with torch.autocast(hidden.device.type, enabled=False):
         return _HeadLoss.apply(hidden, weight.to(dtype), targets)
 
 

@@ -27,6 +27,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from . import bnb_format
+from .casting import autocast_dtype
 from .errors import MiniloraError
 from .quantize import Quantized, quantize
 
@@ -137,8 +138,7 @@ def lora_forward_plain(layer: QLinear, x: torch.Tensor, A: torch.Tensor, B: torc
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:
     """x in autocast's type inside its region. A custom function is not on autocast's list, so it asks by itself."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return x.to(autocast_dtype(x.device.type) or x.dtype)
 
 
 def _bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

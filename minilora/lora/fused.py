@@ -30,6 +30,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..casting import autocast_dtype
+
 
 class FusedLoRA(torch.autograd.Function):
     """y = x Wᵀ + b + ((x Aᵀ) Bᵀ) s with the backward pass derived above."""
@@ -102,5 +104,5 @@ def can_fuse(base: nn.Module, x: torch.Tensor, A: torch.Tensor) -> bool:
         and x.dtype in (A.dtype, torch.bfloat16)
         and not base._forward_hooks
         and not base._forward_pre_hooks
-        and not torch.is_autocast_enabled(x.device.type)
+        and autocast_dtype(x.device.type) is None
     )

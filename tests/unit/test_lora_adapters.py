@@ -9,6 +9,8 @@ from torch import nn
 
 from minilora import lora
 from minilora.errors import MiniloraError
+from minilora.headloss import head_loss
+from minilora.int8 import quantize_model_int8
 from minilora.llama import Config, Llama
 from minilora.lora import fused, layer as layer_module
 from minilora.qlora import quantize_model
@@ -211,6 +213,18 @@ def test_a_refused_adapter_leaves_the_model_as_it_was():
     assert not any(layer.merged for layer in lora.adapted_layers(broken).values())
     with pytest.raises(MiniloraError, match="2 adapter names for a batch of 3|1 adapter names"), lora.mixed_batch(broken, ["default"]):
         broken(IDS)
+
+
+@pytest.mark.parametrize("prepare", [lambda m: m, quantize_model, quantize_model_int8], ids=["lora", "qlora", "int8"])
+def test_shapes_can_be_followed_on_the_meta_device(prepare):
+    """Where a step is counted without being computed; meta knows no autocast, and asking for it is an error in torch."""
+    model = lora.add_lora(prepare(tiny()), rank=4).to("meta").train()
+    logits = model(IDS.to("meta"))
+    assert logits.is_meta and logits.shape == (2, 5, 40)
+    logits.sum().backward()
+    assert all(p.grad.is_meta and p.grad.shape == p.shape for p in lora.trainable_parameters(model))
+    hidden, weight = torch.empty(6, 64, device="meta"), torch.empty(40, 64, device="meta")
+    assert head_loss(hidden, weight, torch.zeros(6, dtype=torch.int64, device="meta")).is_meta
 
 
 # Planted mutants: each undoes one essential of LoRA; the property beside it must notice.
