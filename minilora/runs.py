@@ -3,7 +3,7 @@
 What it replaces: transformers' `checkpoint-N` folders, whose pickled optimizer and generator states execute code when
 read and whose half-written last one stops a resume.
 How it works: a state is one folder `state/step-00000050` with everything a run needs to go on: trained weights, AdamW's
-moments, the generators, the metrics so far. It is written beside its place, flushed, and renamed there whole; a manifest
+moments, fp16's loss scale, the generators, the metrics so far. It is written beside its place, flushed, and renamed there whole; a manifest
 carries the SHA-256 of each file and of itself. The last two are kept. Reading takes the newest whose sums agree.
 What it leaves out: the frozen base (it does not change) and locks against two runs in one folder.
 Where numerics differ: nowhere; tensors go through safetensors to the bit.
@@ -108,7 +108,7 @@ class RunFolder:
                 self.say(f"{folder} is damaged: going back to the state before it")
         return None
 
-    def begin(self, parameters: dict[str, nn.Parameter], optimizer, resume: bool) -> tuple[list[dict], int]:
+    def begin(self, parameters: dict[str, nn.Parameter], optimizer, scaler, resume: bool) -> tuple[list[dict], int]:
         """Make the folder ready. Returns the records so far and the number of steps done, with the state loaded."""
         self._sweep()
         good = self.last_good() if resume else None
@@ -120,7 +120,7 @@ class RunFolder:
                 self.say(f"no saved state in {self.path}: starting at step 1")
             return [], 0
         folder, body = good
-        self._load(folder, parameters, optimizer)
+        self._load(folder, parameters, optimizer, scaler)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self._write_metrics(records)
         self.say(f"going on after step {body['step']}")
@@ -136,7 +136,7 @@ class RunFolder:
         with atomic_write(self.path / ABOUT) as temporary:
             temporary.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
-    def _load(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer) -> None:
+    def _load(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, scaler) -> None:
         from safetensors.torch import load_file
 
         tensors = load_file(folder / "state.safetensors")
@@ -146,16 +146,21 @@ class RunFolder:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
+                if f"step/{name}" not in tensors:  # every step so far was left out, in fp16
+                    continue
                 optimizer.state[parameter] = {
                     "step": tensors[f"step/{name}"],
                     "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
                 }
         _restore_generators(tensors)
+        kept = {key[len("scaler/") :]: t.item() for key, t in tensors.items() if key.startswith("scaler/")}
+        if kept and scaler.is_enabled():
+            scaler.load_state_dict(kept)
 
     # -- writing
 
-    def save(self, step: int, parameters: dict[str, nn.Parameter], optimizer, records: list[dict]) -> None:
+    def save(self, step: int, parameters: dict[str, nn.Parameter], optimizer, scaler, records: list[dict]) -> None:
         """Write the state after `step` steps as one folder that appears whole or not at all; keep the last two."""
         from safetensors.torch import save_file
 
@@ -164,6 +169,8 @@ class RunFolder:
             tensors[f"weight/{name}"] = parameter.detach()
             for key, value in optimizer.state[parameter].items():
                 tensors[f"{key}/{name}"] = value
+        for key, value in scaler.state_dict().items():
+            tensors[f"scaler/{key}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
         folder = self.states / f"step-{step:08d}"
         shutil.rmtree(folder, ignore_errors=True)  # there only if it was found damaged
         with atomic_folder(folder) as temporary:

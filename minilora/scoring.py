@@ -32,15 +32,21 @@ def pad_id_of(model: nn.Module) -> int:
     return getattr(getattr(model, "config", None), "pad_token_id", None) or 0
 
 
-def autocast(model: nn.Module, precision: str):
-    """bf16 products where asked for, or under "auto" where the device has units for them; else nothing."""
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def settle_precision(model: nn.Module, precision: str) -> str:
+    """What "auto" means on the model's device: bf16 on a GPU that has it, fp16 on an older one such as the T4, else fp32."""
     device = device_of(model)
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        precision = "bf16" if fast else "fp32"
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    if precision != "auto" or device.type != "cuda":
+        return "fp32" if precision == "auto" else precision
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def autocast(model: nn.Module, precision: str):
+    """Products in bf16 or fp16 where asked for, or where "auto" means that; else nothing."""
+    half = HALVES.get(settle_precision(model, precision))
+    return contextlib.nullcontext() if half is None else torch.autocast(device_of(model).type, dtype=half)
 
 
 def loss_sum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:

@@ -7,7 +7,10 @@ step's number of learned tokens: the gradient is that of one big batch, however 
 shuffled by seed and epoch, then sorted by length within pools, so that little is spent on padding. The order is a
 function of (seed, epoch) alone; with weights, moments and the random generator (see `runs.py`) a run goes on exactly
 where it stopped. `check` (see `selfcheck.py`) looks for what would train nothing before the first step.
-What it leaves out: more than one device (see the lesson on distributed training), fp16 loss scaling, other optimizers.
+In fp16, which ends at 65504 and loses what is below 6e-8, the loss is multiplied by a large power of two before backward and
+the gradients are divided by it: where they overflow, the step is left out and the factor halved; after 2,000 good steps it is
+doubled (Micikevicius et al. 2018, "Mixed Precision Training", §3.2). bf16 has fp32's range and needs none of this.
+What it leaves out: more than one device (see the lesson on distributed training), other optimizers.
 Where numerics differ: transformers starts its warm-up at 0 and so wastes a step; here the first step already moves.
 """
 
@@ -28,7 +31,7 @@ from torch import nn
 
 from .errors import MiniloraError
 from .runs import RunFolder
-from .scoring import autocast, device_of, evaluate_loss, exact_match, loss_sum, mode, tensors
+from .scoring import HALVES, autocast, device_of, evaluate_loss, exact_match, loss_sum, mode, settle_precision, tensors
 from .selfcheck import CheckFailed, check
 from .text import IGNORE, Row
 
@@ -51,7 +54,7 @@ class TrainConfig:
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     accumulate: int = 1
     checkpointing: bool = False
-    precision: str = "auto"  # "fp32", "bf16" (autocast), or "auto": bf16 where the device has it fast
+    precision: str = "auto"  # "fp32", "bf16" or "fp16" (autocast), or "auto": bf16 on a GPU that has it, fp16 on an older one
     eval_every: int = 0  # steps; 0: at start and end only
     save_every: int = 50  # steps; used when `out` is given
     seed: int = 0
@@ -65,8 +68,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0 or (name == "lr" and value == 0):
                 raise MiniloraError(f"{name} is {value!r}; give a number above 0, such as 1e-3")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise MiniloraError(f"precision is {self.precision!r}; choose auto, fp32 or bf16")
+        if self.precision not in ("auto", "fp32", *HALVES):
+            raise MiniloraError(f"precision is {self.precision!r}; choose auto, fp32, bf16 or fp16")
         if self.warmup is None:
             self.warmup = min(100, math.ceil(self.steps / 20))
         if not 0 <= self.warmup <= self.steps:
@@ -142,8 +145,16 @@ def _settings(config: TrainConfig | None, settings: dict) -> TrainConfig:
     return dataclasses.replace(config, **settings) if config else TrainConfig(**settings)
 
 
-def step_gradients(model: nn.Module, rows: Sequence[Row], config: TrainConfig) -> tuple[float, int]:
-    """Backward for one step: the gradient of the mean loss over all learned tokens of `rows`. Returns (loss, tokens)."""
+def loss_scaler(model: nn.Module, precision: str) -> torch.amp.GradScaler:
+    """fp16's loss scaling; for every other precision one that does nothing."""
+    return torch.amp.GradScaler(device_of(model).type, enabled=settle_precision(model, precision) == "fp16")
+
+
+def step_gradients(model: nn.Module, rows: Sequence[Row], config: TrainConfig, scaler: torch.amp.GradScaler | None = None) -> tuple[float, int]:
+    """Backward for one step: the gradient of the mean loss over all learned tokens of `rows`, times the scaler's factor.
+
+    Returns (loss, tokens), the loss without that factor.
+    """
     tokens = sum(label != IGNORE for _, labels in rows for label in labels[1:])
     if tokens == 0:
         return 0.0, 0
@@ -152,7 +163,8 @@ def step_gradients(model: nn.Module, rows: Sequence[Row], config: TrainConfig) -
         batch = tensors(rows[start : start + config.batch_size], model)
         with autocast(model, config.precision):
             loss, _ = loss_sum(model, batch)
-        (loss / tokens).backward()  # divided by the whole step's tokens: the mean of means would overweight short answers
+        mean = loss / tokens  # of the whole step's tokens: the mean of means would overweight short answers
+        (mean if scaler is None else scaler.scale(mean)).backward()
         total += loss.item()
     return total / tokens, tokens
 
@@ -206,13 +218,14 @@ def fit(
     check(model, tensors(batches(0)[:4], model))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    scaler = loss_scaler(model, config.precision)
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices), mode(model, True), _deferred_interrupt() as interrupted:
         torch.manual_seed(config.seed)
         history, start = History(), 0
         if run is not None:
-            history.records, start = run.begin(parameters, optimizer, resume)
-        loop = _Loop(model, config, batches, list(valid), run, history, parameters, optimizer)
+            history.records, start = run.begin(parameters, optimizer, scaler, resume)
+        loop = _Loop(model, config, batches, list(valid), run, history, parameters, optimizer, scaler)
         loop.go(start, progress, on_step, interrupted)
     return history
 
@@ -220,9 +233,9 @@ def fit(
 class _Loop:
     """The state of one call of `fit`."""
 
-    def __init__(self, model, config, batches, valid, run, history, parameters, optimizer):
+    def __init__(self, model, config, batches, valid, run, history, parameters, optimizer, scaler):
         self.model, self.config, self.batches, self.valid = model, config, batches, valid
-        self.run, self.history, self.parameters, self.optimizer = run, history, parameters, optimizer
+        self.run, self.history, self.parameters, self.optimizer, self.scaler = run, history, parameters, optimizer, scaler
 
     def record(self, entry: dict) -> None:
         self.history.records.append(entry)
@@ -240,7 +253,7 @@ class _Loop:
         for name, parameter in self.parameters.items():
             if not bool(torch.isfinite(parameter).all()):
                 raise MiniloraError(f"{name} holds NaN or infinity after step {step}; lower --lr (now {self.config.lr:g}), then --resume")
-        self.run.save(step, self.parameters, self.optimizer, self.history.records)
+        self.run.save(step, self.parameters, self.optimizer, self.scaler, self.history.records)
 
     def one_step(self, step: int) -> dict:
         """One update; returns its metrics. The step counts from 0."""
@@ -248,16 +261,30 @@ class _Loop:
         rate = learning_rate(step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, tokens = step_gradients(self.model, self.batches(step), self.config)
+        loss, tokens = step_gradients(self.model, self.batches(step), self.config, self.scaler)
+        scaled = self.scaler.is_enabled()
+        if scaled and tokens:
+            self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip or math.inf).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise MiniloraError(
-                f"the loss at step {step + 1} is {loss}, its gradient norm {norm}; lower --lr (now {self.config.lr:g}) or look for damaged data"
-            )
-        self.optimizer.step()
+        entry = {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "tokens": tokens}
+        if scaled:
+            entry |= {"loss_scale": self.scaler.get_scale()} | ({} if math.isfinite(norm) else {"grad_norm": None, "skipped": True})
+        self._require_finite(step, loss, norm)
+        if tokens or not scaled:
+            self.scaler.step(self.optimizer)  # left out by the scaler itself where a gradient overflowed
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        seconds = round(time.perf_counter() - began, 4)
-        return {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "tokens": tokens, "seconds": seconds}
+        return entry | {"seconds": round(time.perf_counter() - began, 4)}
+
+    def _require_finite(self, step: int, loss: float, norm: float) -> None:
+        """Raise MiniloraError if this step shows that the run is lost: what loss scaling can mend is not."""
+        half = self.scaler.is_enabled()
+        if math.isfinite(loss) and (math.isfinite(norm) or half and self.scaler.get_scale() > 1):
+            return
+        remedy = f"lower --lr (now {self.config.lr:g}) or look for damaged data"
+        if half:
+            remedy = f"fp16 ends at 65504: choose --precision fp32 or bf16, {remedy}"
+        raise MiniloraError(f"the loss at step {step + 1} is {loss}, its gradient norm {norm}; {remedy}")
 
     def go(self, start: int, progress: bool, on_step, interrupted) -> None:
         from tqdm.auto import tqdm

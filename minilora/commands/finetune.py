@@ -80,7 +80,8 @@ def add_arguments(parser) -> None:
     add("--clip", "largest gradient norm, 0: none", type=float)
     add("--seed", "of the adapter's start, the order of the data and dropout", type=int)
     add("--checkpointing", "compute activations again in backward: less memory, a third more time", action="store_true", default=None)
-    add("--precision", "auto: bf16 where the device has it fast", choices=["auto", "fp32", "bf16"])
+    halves = "auto: bf16 on a GPU that has it, fp16 with loss scaling on an older one such as the T4, fp32 on a processor"
+    add("--precision", halves, choices=["auto", "fp32", "bf16", "fp16"])
     add("--eval-every", "steps between validations, 0: at start and end only", type=int)
     add("--save-every", "steps between saved states", type=int)
     add("--device", "cpu or cuda (default: cuda where there is one)")

@@ -161,6 +161,50 @@ def test_bf16_autocast_trains_close_to_fp32(tiny_folder, rows):
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[0] != losses[1]
 
 
+def moving_scale(monkeypatch, begin):
+    """A loss scale that begins too high for fp16 and grows every third step, so that it moves within a few steps."""
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: real(*a, init_scale=begin, growth_interval=3, **k))
+
+
+def test_fp16_trains_close_to_fp32_and_leaves_out_what_overflows(tiny_folder, rows, monkeypatch):
+    losses = [quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, precision=p).losses for p in ("fp32", "fp16")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
+    moving_scale(monkeypatch, 2.0**24)
+    model, before = (with_adapter(Llama.from_pretrained(tiny_folder)) for _ in range(2))
+    unmoved = []
+    records = quiet(model, rows, precision="fp16", steps=16, on_step=lambda *_: unmoved.append(states_equal(model, before))).records
+    skipped = [bool(record.get("skipped")) for record in records]
+    first = skipped.index(False)
+    assert first > 0 and skipped == [record["grad_norm"] is None for record in records]
+    assert unmoved == [step < first for step in range(16)]
+    scales = [record["loss_scale"] for record in records]
+    assert scales[: first + 1] == [2.0 ** (24 - i) for i in range(first + 1)] and 2 * scales[first] in scales[first:]
+    json.dumps(records, allow_nan=False)
+
+
+def test_small_gradients_survive_fp16_by_the_loss_scale(tiny_folder, rows):
+    """Without it most of a faint gradient is below 6e-8, fp16's smallest number, somewhere on its way back."""
+    grads = {}
+    for name, factor in (("fp32", 1), ("bare", 1), ("scaled", 2**16)):
+        model = with_adapter(Llama.from_pretrained(tiny_folder))
+        batch = scoring.tensors(rows[:4], model)
+        with scoring.autocast(model, "fp32" if name == "fp32" else "fp16"):
+            loss, _ = scoring.loss_sum(model, batch)
+        (loss * 1e-7 * factor).backward()
+        grads[name] = torch.cat([p.grad.flatten() / factor for p in lora.trainable_parameters(model)])
+    error = {name: float((grads[name] - grads["fp32"]).norm() / grads["fp32"].norm()) for name in ("bare", "scaled")}
+    assert error["scaled"] < 0.02 < 0.2 < error["bare"], error
+
+
+def test_what_no_loss_scale_mends_is_said(adapted, rows, monkeypatch):
+    moving_scale(monkeypatch, 1.0)
+    with torch.no_grad():
+        adapted.model.norm.weight.mul_(1e20)  # logits beyond fp16
+    with pytest.raises(MiniloraError, match="65504: choose --precision fp32"):
+        quiet(adapted, rows, precision="fp16")
+
+
 def test_an_unknown_setting_is_named(adapted, rows):
     with pytest.raises(MiniloraError, match="learning_rate.*lr"):
         quiet(adapted, rows, learning_rate=1)
@@ -199,11 +243,14 @@ def without_clock(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tiny_folder, rows, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_resumed_run_ends_with_the_same_bits(tiny_folder, rows, tmp_path, monkeypatch, precision):
+    moving_scale(monkeypatch, 2.0**16)
+
     def fresh():
         return with_adapter(Llama.from_pretrained(tiny_folder), dropout=0.1)
 
-    settings = {"steps": 20, "save_every": 3, "eval_every": 5, "accumulate": 2, "valid": rows[:4]}
+    settings = {"steps": 20, "save_every": 3, "eval_every": 5, "accumulate": 2, "valid": rows[:4], "precision": precision}
     alone, broken = fresh(), fresh()
     history = quiet(alone, rows, out=tmp_path / "alone", **settings)
     with pytest.raises(Stop):
@@ -215,6 +262,15 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_folder, rows, tmp_path):
     assert again.losses == history.losses and again.valid_losses == history.valid_losses
     assert without_clock(read(tmp_path / "broken" / "metrics.jsonl")) == without_clock(read(tmp_path / "alone" / "metrics.jsonl"))
     assert len(list((tmp_path / "broken" / "state").iterdir())) == 2
+    scales = {record.get("loss_scale") for record in again.records if "loss" in record}
+    assert len(scales) > 2 if precision == "fp16" else scales == {None}
+
+
+def test_a_run_whose_every_step_was_left_out_resumes(tiny_folder, rows, tmp_path, monkeypatch):
+    moving_scale(monkeypatch, 2.0**60)
+    for steps, resume in ((2, False), (4, True)):
+        history = quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, out=tmp_path, steps=steps, resume=resume, precision="fp16", warmup=0)
+    assert [record["loss_scale"] for record in history.records] == [2.0**60, 2.0**59, 2.0**58, 2.0**57]
 
 
 def damage_cut(folder):
