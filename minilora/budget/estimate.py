@@ -1,0 +1,129 @@
+"""`estimate`: what a run needs, part by part, and at its worst moment.
+
+What it replaces: accelerate's `estimate-memory` and calculators on the web, which guess activations and temporaries.
+How it works: the parts that stay (`memory`), what autograd keeps (`activations`) and the worst moments (`moments`) are put
+together in a `Budget`. `total` adds all parts as if they stood at once, an upper bound; `peak_allocated` is the largest
+moment, what `torch.cuda.max_memory_allocated` reports; `with_context` adds what the driver and the allocator take.
+What it leaves out: data loaders, fragmentation that depends on the order of sizes (the ledger's allocator models it).
+Where numerics differ: bytes, not rounded; GiB only where text is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from . import activations, memory, moments
+from .catalog import GIB, Shape
+from .memory import Part
+from .moments import Moment
+from .setup import Setup, make
+
+WORKSPACES = 2 * 8_519_680  # two of 8.125 MiB, which cuBLAS takes for a forward and a backward thread
+CONTEXT = 512 * 2**20  # driver and kernels' code on cards from Ampere on; a T4 takes about 141 MiB
+SEGMENT = 2 * 2**20  # the caching allocator hands out whole segments of 2 MiB
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run needs. parts: name → Part, in order; moments: phase → Moment; all sizes in bytes."""
+
+    setup: Setup
+    parts: dict[str, Part]
+    moments: dict[str, Moment]
+    parameters: int
+    trainable: int
+
+    @property
+    def total(self) -> int:
+        """All parts on the card, added: more than ever stands at once."""
+        return sum(part.bytes for part in self.parts.values() if not part.host)
+
+    @property
+    def host(self) -> int:
+        """What may live in the host's memory: averages of a paged optimizer."""
+        return sum(part.bytes for part in self.parts.values() if part.host)
+
+    @property
+    def moment(self) -> str:
+        """The phase in which most bytes stand."""
+        return max(self.moments, key=lambda name: self.moments[name].bytes)
+
+    @property
+    def peak_allocated(self) -> int:
+        """The most bytes that stand at one time."""
+        return self.moments[self.moment].bytes
+
+    @property
+    def with_context(self) -> int:
+        """The peak with library workspaces, whole segments of the allocator, and the driver's context: what a card must have."""
+        if self.setup.device != "cuda":
+            return self.peak_allocated
+        return memory.ceil(self.peak_allocated + WORKSPACES, SEGMENT) * SEGMENT + CONTEXT
+
+    def to_dict(self) -> dict:
+        """Numbers and texts alone, for JSON."""
+        setup = asdict(self.setup)
+        return {
+            "setup": {**setup, "shape": self.setup.shape.name}, "shape": setup["shape"],
+            "parameters": self.parameters, "trainable": self.trainable,
+            "parts": {name: asdict(part) for name, part in self.parts.items()},
+            "moments": {name: asdict(moment) for name, moment in self.moments.items()},
+            "moment": self.moment, "total": self.total, "peak_allocated": self.peak_allocated,
+            "with_context": self.with_context, "host": self.host,
+        }
+
+
+def estimate(model: str | Path | Shape | Setup = "llama-7b", **settings) -> Budget:
+    """The budget of a run. Settings are the fields of `Setup`: method, rank, targets, batch, seq, checkpointing, precision,
+    optimizer, foreach, attention, code, double, block, library, device. Raises MiniloraError for what cannot be.
+    """
+    setup = model.but(**settings) if isinstance(model, Setup) else make(model, **settings)
+    return _estimate(setup)
+
+
+@lru_cache(maxsize=512)
+def _estimate(setup: Setup) -> Budget:
+    parts = dict(memory.weights(setup))
+    if not setup.trains:
+        return _inference(setup, parts)
+    if setup.adapters:
+        parts["adapters"] = memory.adapters(setup)
+    parts["tables and batch"] = memory.inputs(setup)
+    held = sum(part.bytes for part in parts.values())
+    parts["gradients"] = memory.gradients(setup)
+    averages = memory.optimizer_states(setup)
+    parts.update(averages)
+    parts["activations"] = activations.kept(setup)
+    forward, backward = moments.step_peaks(setup)
+    temporary = moments.optimizer_temporary(setup)
+    passing = max(forward, backward) - parts["activations"].bytes
+    parts["optimizer temporaries"] = temporary
+    text = "the worst instant of forward and backward − activations"
+    parts["backward temporaries"] = Part(max(0, passing - parts["gradients"].bytes * setup.whole), text, "gradients in flight, logits, decoded weights")
+    state = sum(part.bytes for part in averages.values() if not part.host)
+    base = held + state
+    update = base + parts["gradients"].bytes + temporary.bytes
+    found = {
+        "forward": Moment(base + forward, f"{base:,} B held + {forward:,} B kept and passing", "weights, averages, activations so far"),
+        "backward": Moment(base + backward, f"{base:,} B held + {backward:,} B kept and passing", "activations, gradients so far, one node's temporaries"),
+        "optimizer step": Moment(update, f"{base:,} B held + {parts['gradients'].bytes:,} B gradients + {temporary.bytes:,} B", "gradients and √v̂"),
+    }
+    return Budget(setup, parts, found, setup.shape.parameters, setup.trainable)
+
+
+def _inference(setup: Setup, parts: dict[str, Part]) -> Budget:
+    """Weights, the cache of keys and values, and one token's largest result: its logits."""
+    parts["KV cache"] = memory.kv_cache(setup)
+    parts["logits"] = memory.last_logits(setup)
+    if setup.base == "4bit":
+        parts["decode buffer"] = memory.decode_buffer(setup)
+    total = sum(part.bytes for part in parts.values())
+    formula = " + ".join(f"{part.bytes:,}" for part in parts.values())
+    return Budget(setup, parts, {"generation": Moment(total, f"{formula} B", "every part at once")}, setup.shape.parameters, 0)
+
+
+def gib(size: float) -> str:
+    """Bytes as text in GiB."""
+    return f"{size / GIB:.2f} GiB"
