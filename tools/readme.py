@@ -27,7 +27,7 @@ TITLES = {
     "11": ("fused kernels", "memory traffic, torch.compile, a Triton kernel, the fused LoRA backward"),
     "12": ("distributed training", "data, sharded, tensor and pipeline parallel, executed on two processes"),
     "13": ("QLoRA on a real GPU", "transformers, bitsandbytes and peft on a model of a billion parameters"),
-    "14": ("audit the papers", "forty published numbers and whether they hold; your own data"),
+    "14": ("audit the papers", "more than a hundred published numbers and whether they hold; what became of every claim; your own data"),
 }
 METHODS = {
     "base": "base, untrained", "full": "full fine-tuning", "lora-all": "LoRA, all linears", "lora-qv": "LoRA, q and v",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Iterable
 
 from ..errors import MiniloraError
 from ..tables import Table
@@ -82,17 +83,22 @@ class Finding:
         return self.computed / self.value - 1
 
     def cells(self) -> list[str]:
-        return [self.place, self.what, f"{self.printed} {self.unit}".strip(), f"{shown(self.computed)} {self.unit}".strip(),
-                f"{100 * self.off:+.1f} %", f"{SIGNS[self.verdict]} {self.verdict}", self.why]
+        """A row of the table; what reproduces needs no reason."""
+        part = re.search(r"\.(\d+)$", self.printed)
+        computed = shown(self.computed, len(part[1]) if part else 0)
+        off = f"{100 * self.off:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0").replace("-", "−")
+        told = self.why if self.verdict != "reproduces" else ""
+        return [self.place, self.what, f"{self.printed} {self.unit}".strip(), f"{computed} {self.unit}".strip(), f"{off} %",
+                f"{SIGNS[self.verdict]} {self.verdict}", told]
 
 
-def shown(value: float) -> str:
-    """Four digits: 31.41, 2,219, 3.143E+23."""
+def shown(value: float, decimals: int = 0) -> str:
+    """Four digits, and at least so many decimals: 31.41, 2,219, 3.143E+23."""
     if value == 0 or not 1e-4 < abs(value) < 1e7:
         return f"{value:.3E}"
-    digits = max(0, 3 - _exponent(value))
+    digits = max(0, 3 - _exponent(value), decimals)
     text = f"{value:,.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return text.rstrip("0").rstrip(".") if "." in text and not decimals else text
 
 
 def _exponent(value: float) -> int:
@@ -122,6 +128,12 @@ class Book:
         else:
             self.findings.append(finding)
         return finding
+
+    def audit(self, source: str, rows: Iterable[tuple]) -> Table:
+        """Add rows (place, number, printed, unit, computed[, why]) of one source; returns its table."""
+        for row in rows:
+            self.add(source, *row)
+        return self.table(source)
 
     def of(self, source: str) -> list[Finding]:
         """The findings of one source. Raises MiniloraError, naming all, if there is none."""

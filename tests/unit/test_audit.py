@@ -60,6 +60,9 @@ def test_a_book_keeps_each_number_once_and_wants_reasons():
     assert "✗ does not" in str(table) and "of 2 numbers 1 ✓ reproduces, 1 ✗ does not" in str(table)
     assert "&lt;example&gt;" in table._repr_html_() and "<example>" not in table._repr_html_()
     assert book.tally().rows[-1] == ["together", "1", "0", "1", "2"]
+    assert book.audit("GPT-3", [("D.1", "a", "3.14", "", 3.1428), ("D.1", "b", "2", "", 3, "why")]).rows[1][-2:] == ["✗ does not", "why"] and len(book) == 4
+    book = numbers.Book()
+    book.audit("ZeRO", [("figure 1", "a model", "120", "GB", 120)])
     with pytest.raises(MiniloraError, match="there is ZeRO"):
         book.table("GPipe")
 
