@@ -21,6 +21,8 @@ from .catalog import Linear
 from .memory import Part, ceil
 from .setup import Setup
 
+HEAD_ROWS, HEAD_PORTION = 256, 1 << 20  # our frozen head makes so many rows of logits at a time (`headloss`)
+
 
 @dataclass(eq=False)
 class Value:
@@ -206,7 +208,7 @@ def mlp(t: Tape, x: Value) -> Value:
     a = linear(t, x, named["gate_proj"], "N", ("h", "f"))
     b = linear(t, x, named["up_proj"], "N", ("h", "f"))
     if t.setup.library == "minilora":
-        y = t.op([a, b], "N f", a.width, [a, b], temp=a.bytes)
+        y = t.op([a, b], "N f", a.width, [a, b], temp=0 if b.grad else a.bytes)  # g · b is gone when ∂L/∂b is made
     else:
         s = t.op([a], "N f", a.width, [a])
         y = t.op([s, b], "N f", a.width, [s] * b.grad + [b] * s.grad)
@@ -226,10 +228,13 @@ def layer(t: Tape, x: Value, tables: tuple[Value, Value]) -> Value:
 
 
 def embed(t: Tape) -> Value:
-    """Token vectors; training the table keeps the ids."""
+    """Token vectors; training the table keeps the ids. A tied table has a gradient from the head already: both and their sum."""
     setup = t.setup
-    weights = [setup.width * setup.shape.table] * setup.whole
-    return t.op([], "N h", setup.width, [t.value("N", 8)], weights=weights)
+    if not setup.whole:
+        return t.value("N h", setup.width)
+    table = setup.width * setup.shape.table
+    weights, temp = ([0], 2 * table) if setup.shape.tied else ([table], 0)
+    return t.op([], "N h", setup.width, [t.value("N", 8)], weights=weights, temp=temp)
 
 
 def head(t: Tape, x: Value) -> Value:
@@ -240,12 +245,21 @@ def head(t: Tape, x: Value) -> Value:
         rows = "M"
         x = t.op([x], "M h", x.width, [t.value(f"{setup.batch} {setup.seq - 1}", 1)], temp=2 * x.bytes)
         if not setup.whole:
-            gradient = t.value("M h", x.width)
-            return t.op([x], "1", 4, [gradient])
+            return t.op([x], "1", 4, [t.value("M h", x.width)], forward=_portions(t))
     each = Linear("lm_head", setup.shape.hidden, setup.shape.vocab, False, 1)
     logits = t.cast(_plain(t, x, each, rows, ("h", "V")), 4)
     chances = t.op([logits], f"{rows} V", 4, keep_out=True)
     return t.op([chances], "1", 4, [chances, t.value(rows, 8), t.value("1", 4)])
+
+
+def _portions(t: Tape) -> int:
+    """Bytes that pass through our frozen head: two portions of logits in turn, and under autocast the head in 16 bits."""
+    setup, vocab, c = t.setup, t.setup.shape.vocab, t.setup.product
+    rows = min(t.sizes["M"], max(HEAD_ROWS, HEAD_PORTION // vocab))
+    second = min(rows, t.sizes["M"] - rows)  # made while the first, in fp32, still stands
+    copy = c if c != 4 else 0
+    logits = max(rows * (4 + copy), rows * 4 + second * (4 + copy)) * vocab
+    return logits + (c * setup.shape.table if setup.autocast else 0)
 
 
 def tables(t: Tape) -> tuple[Value, Value]:

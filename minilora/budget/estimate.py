@@ -104,7 +104,7 @@ def _estimate(setup: Setup) -> Budget:
     parts["backward temporaries"] = Part(max(0, passing - parts["gradients"].bytes * setup.whole), text, "gradients in flight, logits, decoded weights")
     state = sum(part.bytes for part in averages.values() if not part.host)
     base = held + state
-    update = base + parts["gradients"].bytes + temporary.bytes
+    update = base + parts["gradients"].bytes + temporary.bytes + moments.handed_on(setup)
     found = {
         "forward": Moment(base + forward, f"{base:,} B held + {forward:,} B kept and passing", "weights, averages, activations so far"),
         "backward": Moment(base + backward, f"{base:,} B held + {backward:,} B kept and passing", "activations, gradients so far, one node's temporaries"),

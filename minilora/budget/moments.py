@@ -125,7 +125,7 @@ def _plain(found: Record) -> tuple[int, int]:
 
 def _checkpointed(found: Record) -> tuple[int, int]:
     walk, ops, starts = _Walk(), found.tape.ops, found.starts
-    passed = sum(table.bytes for table in found.tables)
+    passed = handed_on(found.tape.setup)
     walk.forward(ops[: starts[0]], keep=True)
     walk.live += passed
     for x, start, stop in zip(found.inputs, starts, starts[1:]):
@@ -142,6 +142,15 @@ def _checkpointed(found: Record) -> tuple[int, int]:
     walk.live -= passed
     walk.backward(ops[: starts[0]])
     return forward, walk.peak
+
+
+def handed_on(setup: Setup) -> int:
+    """What the closures of checkpointed layers hold until the loss is let go: rotary tables, and eager attention's mask."""
+    if not setup.checkpointing:
+        return 0
+    own = setup.library == "minilora"
+    tables = 0 if own and setup.width == 4 else 2 * setup.width * setup.seq * setup.shape.head_dim
+    return tables + (setup.width * setup.seq**2 if setup.attention == "eager" and not own else 0)
 
 
 def optimizer_temporary(setup: Setup) -> memory.Part:
