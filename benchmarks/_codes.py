@@ -2,13 +2,17 @@
 
 What it replaces: nothing; `cpu.py` puts these rows into its table.
 How it works: NF4 in blocks of 64 on a square matrix of Gaussian numbers; the floor is torch's copy of as many fp32 numbers.
-Decoding is timed twice: into one buffer, as a large 4-bit layer calls it and as the floor copies, which has the goal; and into a
-new tensor, which is all that bitsandbytes can do on a CPU, where the system's clearing of fresh pages takes a third of the time.
+Decoding is timed twice, each with the goal: into one buffer, as a large 4-bit layer calls it and as the floor copies; and into a
+new tensor, which is all that bitsandbytes can do on a CPU, where the system's clearing of fresh pages takes much of the time.
+Both by the compiled pass, as in any long run; the row "NumPy alone" shows the plain way, where there is no compiler.
 What it leaves out: other codes, double quantization (a hundredth of the work).
 Where numerics differ: nowhere; the bytes are equal, which is asserted before anything is timed.
 """
 
 from __future__ import annotations
+
+import os
+from unittest.mock import patch
 
 import torch
 
@@ -35,6 +39,8 @@ def code_rows(threads: int, side: int, rounds: int) -> list[Row]:
         into, anew = (lambda: ours.dequantize(out=buffer)), (lambda: ours.dequantize(dtype))
         rows.append(_row(f"NF4 dequantize to {name}, one buffer", threads, interleaved(peer | {"ours": into}, 2 * rounds), goal))
         rows.append(_row(f"NF4 dequantize to {name}, new tensor", threads, interleaved(peer | {"ours": anew}, 2 * rounds), goal))
+        with patch.dict(os.environ, MINILORA_COMPILE="never"):
+            rows.append(_row(f"NF4 dequantize to {name}, one buffer, NumPy alone", threads, interleaved(peer | {"ours": into}, rounds), None))
     return rows
 
 

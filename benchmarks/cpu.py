@@ -5,7 +5,8 @@ How it works: each number of threads gets a new process, since thread pools are 
 another (`_codes.py`, `_steps.py`, `_inference.py`), the contenders of each taking turns. `_measure.py` says how time and
 memory are measured. The table is printed and goes to `results/cpu.json` with machine, versions, date and the load of the machine;
 `make readme` puts it into the README. A contender that gives other results than its peer stops the run.
-What it leaves out: graphics cards; `torch.compile`.
+The decoder of 4-bit weights is compiled before anything is timed (MINILORA_COMPILE=always), as it is in any long run by itself.
+What it leaves out: graphics cards; torch.compile over whole models.
 Where numerics differ: see the modules that are measured. The processor is often a shared one: believe ratios, not milliseconds.
 
     python benchmarks/cpu.py [--threads 1,2] [--only codes,lora] [--rounds 11] [--quick]
@@ -71,6 +72,7 @@ def measure(threads: int, options: argparse.Namespace) -> list[dict]:
 def in_new_process(threads: int, options: argparse.Namespace) -> tuple[list[dict], list[float]]:
     """Rows measured by a process of its own, and the machine's load averages before and after."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment["MINILORA_COMPILE"] = "auto" if options.quick else "always"
     environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     before = load()
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import blockcodes, codebooks
+from . import blockcodes, codebooks, compiled
 from .affine import quantize_affine
 from .arrays import as_given, block_size, flat_raw, is_torch, nbytes, on_cpu, require_finite, to_numpy, writer
 from .codebooks import CodeBook
@@ -171,7 +171,7 @@ class Quantized:
         shape = self.shape[::-1] if self.by_column else self.shape
         values = out if out is not None and not self.by_column else None
         flat, store, values = writer(values, shape, dtype or self.dtype, like=self.packed)
-        self._decode(flat, store)
+        self._decode(flat, store, values)
         if not self.by_column:
             return values
         if out is None:
@@ -179,17 +179,19 @@ class Quantized:
         (out.copy_ if is_torch(out) else functools.partial(np.copyto, out))(values.T)
         return out
 
-    def _decode(self, flat: np.ndarray, store) -> None:
-        """The fast path for whole blocks, the plain one for what is left at the end."""
+    def _decode(self, flat: np.ndarray, store, values) -> None:
+        """The fast path for whole blocks, the plain one for what is left at the end. flat, store, values: see `arrays.writer`."""
         bits, packed, scales = self.book.bits, to_numpy(self.packed).reshape(-1), self._scales()
         unit = blockcodes.unit_size(self.block, bits)
         body = self.size // unit * unit
         if body:
-            blockcodes.decode(packed, scales, self.book, self.block, flat[:body], store)
+            given = packed[: body * bits // 8], scales[: body // self.block], self.book, self.block
+            if not compiled.decode(*given, values.reshape(-1)[:body]):
+                blockcodes.decode(*given, flat[:body], store)
         if body < self.size:
             codes = unpack(packed[body * bits // 8 :], bits, self.size - body)
-            values = decode_plain(codes, scales[body // self.block :], self.book, self.block)
-            store(body, self.size, values) if store else np.copyto(flat[body:], values)
+            rest = decode_plain(codes, scales[body // self.block :], self.book, self.block)
+            store(body, self.size, rest) if store else np.copyto(flat[body:], rest)
 
 
 def quantize(x, code="nf4", block: int | str = 64, double: bool = False):
