@@ -8,8 +8,8 @@ What it leaves out: several cards (the lesson on distributed training has its ow
 Where numerics differ: nowhere; every file says how exact it is.
 """
 
-from . import catalog
+from . import advice, catalog, compute
 from .estimate import Budget, estimate
 from .setup import Setup
 
-__all__ = ["Budget", "Setup", "catalog", "estimate"]
+__all__ = ["Budget", "Setup", "advice", "catalog", "compute", "estimate"]

@@ -231,7 +231,7 @@ def embed(t: Tape) -> Value:
     """Token vectors; training the table keeps the ids. A tied table has a gradient from the head already: both and their sum."""
     setup = t.setup
     if not setup.whole:
-        return t.value("N h", setup.width)
+        return t.value("N h", setup.width, setup.input_grads)
     table = setup.width * setup.shape.table
     weights, temp = ([0], 2 * table) if setup.shape.tied else ([table], 0)
     return t.op([], "N h", setup.width, [t.value("N", 8)], weights=weights, temp=temp)

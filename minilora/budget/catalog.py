@@ -19,6 +19,8 @@ from typing import Iterable, NamedTuple
 from ..errors import MiniloraError
 
 GIB = 2**30
+CONTEXT = 512 * 2**20  # about what driver and kernels' code take on cards from Ampere on
+T4_CONTEXT = 147_744_358  # 140.9 MiB, measured
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "llama"}  # model_type in config.json → the family whose forms hold
 
 
@@ -144,6 +146,7 @@ class GPU:
     rates: dict[str, float]
     price: Price | None
     source: str
+    context: int = CONTEXT
 
     def rate(self, dtype: str) -> float:
         """Operations a second in `dtype`. Raises MiniloraError where the card has no units for it."""
@@ -212,7 +215,7 @@ def _card(name: str, gigabytes: int, usable: float, bandwidth: float, rates: tup
     """rates: fp32, bf16, fp16, int8 in 10¹² a second, 0 where there are no units; usable in GiB."""
     known = {kind: rate for kind, rate in zip(("fp32", "bf16", "fp16", "int8"), rates) if rate}
     money = Price(*price, _MARCH, _OFFERS) if price else None
-    return GPU(name, gigabytes * 10**9, int(usable * GIB), bandwidth * 1e9, known, money, _SHEET)
+    return GPU(name, gigabytes * 10**9, int(usable * GIB), bandwidth * 1e9, known, money, _SHEET, T4_CONTEXT if name == "T4" else CONTEXT)
 
 
 _CARDS = [

@@ -15,13 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from . import activations, memory, moments
-from .catalog import GIB, Shape
+from .catalog import CONTEXT, GIB, GPU, Shape, gpu
 from .memory import Part
 from .moments import Moment
 from .setup import Setup, make
 
 WORKSPACES = 2 * 8_519_680  # two of 8.125 MiB, which cuBLAS takes for a forward and a backward thread
-CONTEXT = 512 * 2**20  # driver and kernels' code on cards from Ampere on; a T4 takes about 141 MiB
 SEGMENT = 2 * 2**20  # the caching allocator hands out whole segments of 2 MiB
 
 
@@ -57,10 +56,15 @@ class Budget:
 
     @property
     def with_context(self) -> int:
-        """The peak with library workspaces, whole segments of the allocator, and the driver's context: what a card must have."""
+        """What a present-day card must have: see `needs`."""
+        return self.needs()
+
+    def needs(self, card: str | GPU | None = None) -> int:
+        """The peak with library workspaces, whole segments of the allocator, and the context of the card's driver."""
         if self.setup.device != "cuda":
             return self.peak_allocated
-        return memory.ceil(self.peak_allocated + WORKSPACES, SEGMENT) * SEGMENT + CONTEXT
+        context = CONTEXT if card is None else gpu(card).context
+        return memory.ceil(self.peak_allocated + WORKSPACES, SEGMENT) * SEGMENT + context
 
     def to_dict(self) -> dict:
         """Numbers and texts alone, for JSON."""

@@ -85,6 +85,7 @@ class _Walk:
             for value in op.keeps:
                 self.holders[id(value)] -= 1
                 if not self.holders[id(value)]:
+                    del self.holders[id(value)]
                     self.live -= value.bytes
             for x, gradient in made:
                 self._add(x, gradient)
@@ -109,36 +110,60 @@ class _Walk:
             self.live -= gradient.bytes
 
 
+WALKED = 4  # layers that are walked; the others only add what they keep, or their gradients
+
+
 def step_peaks(setup: Setup) -> tuple[int, int]:
-    """(forward, backward): most bytes beside weights and averages, gradients included, in a training step."""
-    found = record(setup)
-    return _checkpointed(found) if setup.checkpointing else _plain(found)
+    """(forward, backward): most bytes beside weights and averages, gradients included, in a training step.
+
+    Layers from the second on are equal, so what stands grows evenly from one to the next, and the worst is at one end.
+    """
+    layers = min(setup.shape.layers, WALKED)
+    found, others = record(setup, layers), setup.shape.layers - layers
+    middle = found.tape.ops[found.starts[-2] : found.starts[-1]]
+    inner = sum(value.bytes for value in dict.fromkeys(v for op in middle for v in op.keeps) if value not in found.tables)
+    gradients = others * sum(sum(op.weights) for op in middle)
+    if setup.checkpointing:
+        return _checkpointed(found, others * found.inputs[-1].bytes, gradients)
+    return _plain(found, others * inner, gradients)
 
 
-def _plain(found: Record) -> tuple[int, int]:
+def _plain(found: Record, kept: int, gradients: int) -> tuple[int, int]:
+    """kept: what the layers keep that are not walked; gradients: of their weights."""
     walk, ops = _Walk(), found.tape.ops
-    walk.forward(ops, keep=True)
+    half = found.starts[len(found.inputs) // 2]
+    walk.forward(ops[:half], keep=True)
+    walk.live += kept
+    walk.forward(ops[half:], keep=True)
     forward, walk.peak = walk.peak, 0
-    walk.backward(ops)
+    walk.backward(ops[half:])
+    walk.live += gradients - kept
+    walk.backward(ops[:half])
     return forward, walk.peak
 
 
-def _checkpointed(found: Record) -> tuple[int, int]:
+def _checkpointed(found: Record, kept: int, gradients: int) -> tuple[int, int]:
+    """As `_plain`; each layer keeps its input, and its forward is walked again before its backward."""
     walk, ops, starts = _Walk(), found.tape.ops, found.starts
     passed = handed_on(found.tape.setup)
+    walk.holders.update((id(table), 1) for table in found.tables)  # held from outside until the end
     walk.forward(ops[: starts[0]], keep=True)
-    walk.live += passed
+    walk.live += passed + kept
     for x, start, stop in zip(found.inputs, starts, starts[1:]):
         walk.live += x.bytes
         walk.forward(ops[start:stop], keep=False)
     walk.forward(ops[starts[-1] :], keep=True)
     forward, walk.peak = walk.peak, 0
     walk.backward(ops[starts[-1] :])
-    for x, start, stop in reversed(list(zip(found.inputs, starts, starts[1:]))):
-        layer = ops[start:stop]
-        walk.live -= x.bytes  # counted again where the layer keeps it
+    for number in reversed(range(len(found.inputs))):
+        layer = ops[starts[number] : starts[number + 1]]
+        if number + 1 == len(found.inputs) // 2:
+            walk.live += gradients - kept
+        walk.live -= found.inputs[number].bytes  # counted again where the layer keeps it
         walk.forward(layer, keep=True)
         walk.backward(layer)
+    if len(found.inputs) == 1:
+        walk.live += gradients - kept
     walk.live -= passed
     walk.backward(ops[: starts[0]])
     return forward, walk.peak

@@ -90,6 +90,11 @@ class Setup:
         return self.width != self.product
 
     @property
+    def input_grads(self) -> bool:
+        """Whether gradients flow into the token vectors: transformers asks for that where it checkpoints."""
+        return self.whole or (self.checkpointing and self.library == "transformers")
+
+    @property
     def tokens(self) -> int:
         return self.batch * self.seq
 
