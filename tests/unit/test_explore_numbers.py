@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from minilora import numerics
-from minilora.explore import bits, formats
+from minilora import codebooks, numerics
+from minilora.explore import bits, blocks, formats
+from minilora.quantize import quantize
 
 
 def flags(code: int) -> dict:
@@ -47,3 +48,30 @@ def test_the_ruler_has_every_number_of_the_format():
 @pytest.mark.parametrize("exponent", range(2, 9))
 def test_pi_stays_on_the_ruler_in_every_format(exponent):
     assert {3.0 <= formats.compute(exponent, mantissa)["pi"] <= 3.3 for mantissa in range(1, 24)} == {True}
+
+
+def test_four_bits_of_the_normal_construction_are_nf4():
+    """The reference was computed with seven digits of the outermost probability, so they agree to about as many."""
+    assert np.abs(blocks.normal_levels(4, blocks.outermost(4)) - codebooks.nf4_levels()).max() < 1e-6
+    for b in range(2, 9):
+        levels = blocks.normal_levels(b, blocks.outermost(b))
+        assert len(np.unique(levels)) == 2**b and 0.0 in levels and (levels[0], levels[-1]) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("code, name", [("int", "int3"), ("zero point", "uint3")])
+def test_the_error_shown_is_that_of_the_packages_codes(code, name):
+    W = blocks.weights()
+    gone, stored = blocks.error(code, 3, 32)
+    q = quantize(W, name, 32)
+    assert gone == pytest.approx(np.linalg.norm(q.dequantize() - W) / np.linalg.norm(W), rel=1e-4)
+    assert stored == q.bits_per_parameter == 3 + (32 if code == "int" else 40) / 32
+
+
+def test_a_code_book_of_ones_own_is_not_counted_with_every_matrix():
+    assert blocks.error("normal float", 4, 64)[1] == 4.5
+    assert blocks.error("normal float", 4, 64)[0] == pytest.approx(blocks.error("int", 4, 64)[0], rel=0.3)
+
+
+def test_the_histogram_holds_every_weight():
+    assert blocks.histogram(64).sum() == pytest.approx(1.0)
+    assert "Of the three codes" in blocks.render(blocks.compute("int", 2, 16))[0]
