@@ -1,4 +1,4 @@
-"""The command line: `minilora finetune | generate | evaluate | merge | pretrain | doctor`.
+"""The command line: `minilora finetune | generate | evaluate | merge | budget | pretrain | doctor`.
 
 What it replaces: the example scripts of transformers and PEFT with their dozens of flags.
 How it works: each command is a module with `add_arguments(parser)` and `run(args)`; only the chosen one is imported, so
@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("minilora.commands.generate", "answer a prompt, or chat"),
     "evaluate": ("minilora.commands.evaluate", "score a model on a data folder's test split"),
     "merge": ("minilora.commands.merge", "write an adapter into its model's weights"),
+    "budget": ("minilora.commands.budget", "say what a run will need in memory, time and money"),
     "pretrain": ("minilora.pretrain", "train the shipped tiny Llama from nothing"),
     "doctor": ("minilora.commands.doctor", "say what this machine has and what is missing"),
 }

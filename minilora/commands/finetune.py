@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from ..errors import MiniloraError
-from . import models
+from . import foresee, models
 
 # Every default, in one place. `lr` is by method: an adapter stands more than all weights at once.
 DEFAULTS = {
@@ -298,6 +298,7 @@ def _train(settings: dict, config, run_folder, args, began: float) -> int:
     device = models.pick_device(settings["device"])
     tokenizer = Tokenizer.from_pretrained(folder)
     rows, valid = read_rows(settings, tokenizer, models.positions(folder))
+    foresee.warn(settings, folder, device, rows)
     model, quantization = build(settings, folder, device)
     trainable, total = count_parameters(model)
     marks = {"data": fingerprint(rows), "model": fingerprint_folder(folder)}

@@ -1,0 +1,162 @@
+"""`minilora budget`: what a run will need in memory, time and money, before anything is loaded or rented.
+
+What it replaces: `accelerate estimate-memory`, spreadsheets, and a trial run that ends in "out of memory".
+How it works: the options are those of `finetune`; `minilora.budget` counts, this file prints. With `--gpu` it says whether the card holds the
+run and what to change if not, and gives a lower bound of the time; without, it names the smallest card of the catalogue that does.
+What it leaves out: running anything; several cards.
+Where numerics differ: see `minilora.budget`; here numbers are only rounded to be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from ..errors import MiniloraError
+
+UTILISATION = 0.4  # of the roofline; what well-made training loops reach
+PLAIN = ("method", "rank", "targets", "batch", "seq", "checkpointing", "optimizer", "precision", "attention", "code", "device", "library")  # as in Setup
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add("--model", default="tiny", help="tiny, a name such as llama-7b or qwen2.5-1.5b, a Hugging Face folder, or its config.json (default tiny)")
+    add("--method", default="qlora", help="qlora, lora, int8; full, mixed, full-bf16: all weights; inference: no training (default qlora)")
+    add("--rank", type=int, default=8, help="columns of B, rows of A (default 8)")
+    add("--targets", default="all", help="all, or names such as q_proj,v_proj (default all)")
+    add("--batch", type=int, default=1, help="rows at once (default 1)")
+    add("--seq", type=int, default=512, help="tokens in a row (default 512)")
+    add("--checkpointing", action=argparse.BooleanOptionalAction, default=True, help="compute activations again in backward (default: yes)")
+    add("--optimizer", default="adamw", help="adamw, adamw8bit, paged_adamw8bit, sgd (default adamw)")
+    add("--precision", help="fp32, bf16, fp16, autocast (default: the method's)")
+    add("--attention", default="sdpa", help="sdpa or eager (default sdpa)")
+    add("--code", default="nf4", help="qlora's number format (default nf4)")
+    add("--library", default="transformers", help="whose Llama runs: transformers or minilora (default transformers)")
+    add("--device", default="cuda", help="cuda or cpu (default cuda)")
+    add("--fused", action="store_true", help="AdamW in one kernel instead of foreach: one parameter-sized temporary less")
+    add("--gpu", help="a card such as T4, 'RTX 4090', A100: does it hold the run, and if not, what to change")
+    add("--steps", type=int, default=300, help="updates, for time and cost (default 300)")
+    add("--explain", action="store_true", help="the formula behind each number")
+    add("--json", action="store_true", help="print everything as JSON")
+    add("--picture", metavar="FILE", help="draw the parts beside the cards' memory: a .svg or a .png")
+
+
+FLAGS = {"checkpointing": "--checkpointing", "batch": "--batch {}", "precision": "--precision {}", "optimizer": "--optimizer {}", "method": "--method {}",
+         "rank": "--rank {}", "seq": "--seq {}", "attention": "--attention {}", "foreach": "--fused"}
+
+
+def smallest(told):
+    """The smallest card of the catalogue that holds the run, or None."""
+    from ..budget.catalog import GPUS
+
+    enough = [card for card in GPUS.values() if told.needs(card) <= card.usable]
+    return min(enough, key=lambda card: (card.memory, card.usable)) if enough else None
+
+
+def flag(settings: dict) -> str:
+    """The option of this command that makes a change: {"rank": 4} → "--rank 4"."""
+    ((name, value),) = settings.items()
+    return FLAGS[name].format(value)
+
+
+def verdict(told, card) -> list[str]:
+    """Lines that say whether `card` holds the run, and if not, what to change."""
+    from ..budget.advice import advise
+    from ..budget.table import binary, decimal
+
+    found = advise(told.setup, card)
+    room = f"{card.name} has {decimal(found.room)} ({binary(found.room)}) usable of {card.memory / 1e9:g} GB"
+    lines = [f"note: {note}" for note in found.notes]
+    if found.fits:
+        return [f"{room}: the run fits, {decimal(found.room - found.need)} stay free", *lines]
+    lines.insert(0, f"{room}: the run does not fit, {decimal(found.need - found.room)} are missing")
+    if found.combination is None:
+        best = {next(iter(change.settings)): change for change in sorted(found.changes, key=lambda change: change.saves)}
+        single = sorted(best.values(), key=lambda change: -change.saves)[:3]
+        much = "".join(f"\n  {flag(change.settings):26} saves {decimal(change.saves)}" for change in single)
+        return [*lines, f"nothing that this command can change makes it fit; take a larger card or a smaller model{'; what saves most:' if much else ''}{much}"]
+    lines.append("what makes it fit:")
+    lines += [f"  {flag(change.settings):26} saves {decimal(change.saves)}: {change.text}" for change in found.combination]
+    return [*lines, f"then {decimal(found.room - found.fitting.needs(card))} stay free"]
+
+
+def without_card(told) -> str:
+    """One line that names the smallest card."""
+    from ..budget.table import decimal
+
+    card = smallest(told)
+    if card is None:
+        return "no single card of the catalogue holds this run; --gpu NAME says what to change"
+    return f"the smallest card that holds it: {card.name}, {decimal(card.usable)} usable; --gpu NAME asks for another"
+
+
+def time_line(told, card, steps: int) -> str:
+    """A bound of the time of `steps` updates and, where the catalogue has a price, of the cost."""
+    from ..budget import compute
+
+    plan = compute.plan(told.setup, card, steps * told.setup.batch, utilisation=UTILISATION)
+    text = f"{steps:,} steps: {duration(plan.seconds)} at {100 * UTILISATION:.0f} % of the card's {plan.bound} bound, {duration(plan.step_seconds)} a step"
+    if plan.cost is None:
+        return text + "; the catalogue has no price for it"
+    low, high = plan.cost
+    return text + f"; ${low:,.2f} to ${high:,.2f} at prices of {card.price.date} ({card.price.source})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "0.41 s", "12 min", "3.4 h", "12 days"."""
+    for size, unit in ((172800, "days"), (7200, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def as_json(told, card, steps: int) -> dict:
+    """Everything that the text says, and more: bytes, formulas, moments, the card's verdict and the time."""
+    from dataclasses import asdict
+
+    from ..budget import compute
+    from ..budget.advice import advise
+
+    found = told.to_dict()
+    if card:
+        plan = compute.plan(told.setup, card, steps * told.setup.batch, utilisation=UTILISATION)
+        advised = advise(told.setup, card)
+        changes = [{"option": flag(change.settings), "text": change.text, "saves": change.saves} for change in advised.combination or []]
+        found["gpu"] = {**asdict(card), "need": advised.need, "fits": advised.fits, "free": advised.room - advised.need, "advice": changes, "notes": advised.notes}
+        found["time"] = {**asdict(plan), "utilisation": UTILISATION}
+    return found
+
+
+def answer(args) -> tuple:
+    """(budget, card or None) of the options. Raises MiniloraError for what cannot be."""
+    from .. import budget
+
+    if args.steps < 1:
+        raise MiniloraError(f"--steps is {args.steps}; give 1 or more")
+    card = budget.catalog.gpu(args.gpu) if args.gpu else None
+    settings = {name: getattr(args, name) for name in PLAIN}
+    return budget.estimate(args.model, **settings, foreach=not args.fused), card
+
+
+def run(args) -> int:
+    from ..budget import table
+
+    told, card = answer(args)
+    if args.picture:
+        from ..budget import picture
+        from ..explore.palette import HUES
+
+        picture.write(told, args.picture, HUES, [card] if card else [])
+    if args.json:
+        print(json.dumps(as_json(told, card, args.steps), indent=1, ensure_ascii=False))
+        return 0
+    print(table.headline(told))
+    print(table.table(told, args.explain, card))
+    if told.setup.device == "cuda":
+        print("\n".join(verdict(told, card) if card else [without_card(told)]))
+    if card:
+        print(time_line(told, card, args.steps))
+    if args.picture:
+        print(f"{args.picture} written ({os.path.getsize(args.picture):,} bytes)")
+    return 0

@@ -1,0 +1,127 @@
+"""The line that warns before a run would fill the memory: what it will need, what is free, and what to change.
+
+What it replaces: "CUDA out of memory" after the model was loaded, or the kernel ending the process without a word.
+How it works: `finetune` hands over its settings; `minilora.budget` counts the step on our own Llama, this file asks the machine what is free
+(CUDA's own figure; on Linux what /proc/meminfo calls available, or less where a control group allows less), and if the run needs more, one
+line on standard error names both and the mildest option that makes it fit. A budget that cannot be made, for whatever reason, is no reason not
+to train: then nothing is said.
+What it leaves out: refusing. The forecast may be wrong, and the machine may have swap; who is warned may go on.
+Where numerics differ: see `minilora.budget`; on a processor the interpreter and torch take some hundred MB more.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+GROUPS = ((Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+          (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")))
+LIBRARIES = 400 * 10**6  # what torch and the tokenizer take on a processor, beside the step's tensors
+
+
+def available(device: str) -> int | None:
+    """Bytes that are free on the device; None where the system does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    if MEMINFO.is_file():
+        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    for most, used in GROUPS:
+        if most.is_file() and used.is_file() and most.read_text().strip().isdigit():
+            found.append(int(most.read_text()) - int(used.read_text()))
+    return max(0, min(found)) if found else None
+
+
+def setup_of(settings: dict, folder: Path, device: str, longest: int):
+    """The budget's setup for the settings of `finetune`: our Llama, rows as long as the longest."""
+    from ..budget.setup import make
+
+    cuda = device.startswith("cuda")
+    halves = settings["precision"] in ("bf16", "fp16") or cuda and settings["precision"] == "auto"
+    common = dict(batch=settings["batch"], seq=longest, checkpointing=bool(settings["checkpointing"]), library="minilora", device="cuda" if cuda else "cpu", foreach=cuda)
+    if settings["method"] == "full":
+        return make(folder, method="mixed" if halves else "full", **common)
+    precision = "bf16" if halves and keeps_halves(device) else "autocast" if halves else "fp32"
+    code = settings["code"] if settings["method"] == "qlora" else None
+    return make(folder, method=settings["method"], rank=settings["rank"], targets=targets_of(settings["targets"]), precision=precision, code=code, **common)
+
+
+def keeps_halves(device: str) -> bool:
+    """Whether a frozen base is kept in 16 bits there: on a card with bf16, as `models.load_base` does."""
+    import torch
+
+    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def targets_of(text: str) -> str:
+    """Names with commas as they are; what is a regular expression counts as all layers, the larger budget."""
+    return text if all(name.strip().isidentifier() for name in text.split(",")) else "all"
+
+
+def options(setup) -> list[tuple[dict, str]]:
+    """Changes that `finetune` can make, the mildest first, each as (settings, option)."""
+    found = []
+    if not setup.checkpointing:
+        found.append(({"checkpointing": True}, "--checkpointing"))
+    rows = setup.batch
+    while rows > 1:
+        rows //= 2
+        found.append(({"batch": rows}, f"--batch {rows} --accumulate {setup.batch // rows}"))
+    if setup.method != "qlora":
+        found.append(({"method": "qlora"}, "--method qlora"))
+    length = setup.seq
+    while length >= 64:
+        length //= 2
+        found.append(({"seq": length}, f"--seq {length}"))
+    return found
+
+
+def remedy(setup, needed: int, free: int) -> str:
+    """The mildest option after which the run fits, else the mildest options together, else what is left."""
+    from ..budget import estimate
+
+    def fits(changes: dict) -> bool:
+        return estimate(setup, **changes).with_context + needed <= free
+
+    together, words = {}, {}
+    for changes, option in options(setup):
+        if fits(changes):
+            return f"add {option}"
+    for changes, option in options(setup):
+        (name,) = changes
+        together.update(changes)
+        words[name] = option
+        if fits(together):
+            return "add " + " ".join(words.values())
+    return "take a smaller model, or a machine with more memory; minilora budget --gpu NAME says which card holds it"
+
+
+def warning(settings: dict, folder: Path, device: str, longest: int, free: int | None = None) -> str | None:
+    """The line to print, or None if the run fits or nobody can tell. free: bytes, for those who know better than the system."""
+    from ..budget import estimate
+    from ..budget.table import decimal
+
+    free = available(device) if free is None else free
+    if free is None:
+        return None
+    setup = setup_of(settings, folder, device, longest)
+    beside = 0 if device.startswith("cuda") else LIBRARIES
+    needed = estimate(setup).with_context + beside
+    if needed <= free:
+        return None
+    return f"this run will need about {decimal(needed)}, and {decimal(free)} are free on {device}; {remedy(setup, beside, free)}"
+
+
+def warn(settings: dict, folder: Path, device: str, rows: list) -> None:
+    """Print the warning, if there is one. Whatever goes wrong in here is not the run's fault and stops nothing."""
+    try:
+        line = warning(settings, folder, device, max(len(ids) for ids, _ in rows))
+    except Exception:  # a forecast is worth nothing if it can stop what it forecasts
+        return
+    if line:
+        print("minilora: warning: " + line, file=sys.stderr, flush=True)

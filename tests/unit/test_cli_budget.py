@@ -1,0 +1,206 @@
+"""`minilora budget`: its table, JSON, picture and advice agree with `estimate`; and `finetune` warns before it would run out."""
+
+import json
+import re
+
+import pytest
+
+from minilora import budget
+from minilora.budget import catalog
+from minilora.budget.table import GB, binary, decimal
+from minilora.cli import main
+from minilora.commands import budget as command
+from minilora.commands import finetune, foresee
+from minilora.files import data_folder
+
+SEVEN = ["--model", "llama-7b", "--method", "qlora", "--rank", "8"]
+
+
+def said(capsys, *argv) -> str:
+    assert main(["budget", *argv]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def complaint(capsys, *argv) -> str:
+    assert main(["budget", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("minilora: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+# --------------------------------------------------------------------------------------------------------- what it says
+
+
+def test_the_table_is_what_estimate_says(capsys):
+    told = budget.estimate("llama-7b", method="qlora", rank=8)
+    text = said(capsys, *SEVEN)
+    for name, part in told.parts.items():
+        if part.bytes:
+            assert re.search(rf"^{re.escape(name)} +{re.escape(decimal(part.bytes, told.total))} +{re.escape(binary(part.bytes, told.total))}  {re.escape(part.what)}$", text, re.M)
+    assert decimal(told.peak_allocated, told.total) in text and told.moment in text
+    assert f"{told.trainable:,} of {told.parameters:,} parameters learn" in text
+
+
+def test_the_parts_add_up_in_the_table(capsys):
+    text = said(capsys, *SEVEN)
+    rows = re.findall(r"^(\S.*?)  +([\d.]+) GB ", text, re.M)
+    sizes = {name.strip(): float(size) for name, size in rows}
+    parts = sum(size for name, size in sizes.items() if name not in ("all parts", "peak allocated", "on the card"))
+    assert abs(parts - sizes["all parts"]) < 0.01 and sizes["peak allocated"] <= sizes["all parts"]
+
+
+def test_explain_shows_formulas(capsys):
+    plain, explained = said(capsys, *SEVEN), said(capsys, *SEVEN, "--explain")
+    assert "4/8 B × 6,476,005,376 weights" in explained and "4/8 B" not in plain
+
+
+def test_json_holds_the_bytes_the_card_and_the_time(capsys):
+    found = json.loads(said(capsys, *SEVEN, "--json", "--gpu", "A100 80", "--steps", "100"))
+    told = budget.estimate("llama-7b", method="qlora", rank=8)
+    assert found["peak_allocated"] == told.peak_allocated and found["parts"]["weights"]["bytes"] == told.parts["weights"].bytes
+    card = catalog.gpu("A100 80")
+    assert found["gpu"]["need"] == told.needs(card) and found["gpu"]["free"] == card.usable - told.needs(card) and found["gpu"]["fits"] is True
+    assert found["time"]["updates"] == 100 and found["time"]["seconds"] > 0 and found["gpu"]["advice"] == []
+
+
+@pytest.mark.parametrize("argv, settings", [
+    (["--batch", "4", "--seq", "128"], {"batch": 4, "seq": 128}), (["--no-checkpointing"], {"checkpointing": False}),
+    (["--optimizer", "adamw8bit"], {"optimizer": "adamw8bit"}), (["--targets", "q_proj,v_proj", "--rank", "4"], {"targets": "q_proj,v_proj", "rank": 4}),
+    (["--method", "full"], {"method": "full"}), (["--method", "lora", "--precision", "fp32"], {"method": "lora", "precision": "fp32"}),
+    (["--fused"], {"foreach": False}), (["--method", "inference"], {"method": "inference"}), (["--library", "minilora", "--device", "cpu"], {"library": "minilora", "device": "cpu"}),
+])
+def test_each_option_reaches_the_estimate(capsys, argv, settings):
+    found = json.loads(said(capsys, "--model", "llama-7b", *argv, "--json"))
+    wanted = budget.estimate("llama-7b", **settings)
+    assert (found["peak_allocated"], found["total"]) == (wanted.peak_allocated, wanted.total)
+    assert found["total"] != budget.estimate("llama-7b").total, "the option changes nothing, so this test could not fail"
+
+
+def test_a_folder_and_tiny_are_models_too(capsys):
+    assert "qlora on tiny" in said(capsys)
+    by_path = json.loads(said(capsys, "--model", str(data_folder() / "base"), "--json"))
+    assert by_path["parameters"] == budget.estimate("tiny").parameters
+
+
+# --------------------------------------------------------------------------------------------------------------- cards
+
+
+def test_a_card_that_holds_the_run(capsys):
+    text = said(capsys, *SEVEN, "--gpu", "t4")
+    free = catalog.gpu("T4").usable - budget.estimate("llama-7b", method="qlora", rank=8).needs("T4")
+    assert f"the run fits, {decimal(free)} stay free" in text and "T4 has no bf16" in text and "no price" in text
+
+
+def test_a_card_that_does_not_hold_it_and_what_to_change(capsys):
+    argv = ["--model", "llama-2-13b", "--method", "lora", "--rank", "64", "--batch", "8", "--seq", "2048", "--no-checkpointing", "--gpu", "RTX 4090"]
+    text = said(capsys, *argv)
+    assert "the run does not fit" in text and "what makes it fit:" in text
+    options = re.findall(r"^  (--\S+(?: \S+)?) +saves", text, re.M)
+    assert options
+    again = said(capsys, *argv, *[word for option in options for word in option.split()])
+    assert "the run fits" in again, "the command's own advice does not help"
+
+
+def test_a_run_that_nothing_saves_names_what_saves_most(capsys):
+    text = said(capsys, "--model", "llama-3.1-405b", "--gpu", "T4")
+    assert "nothing that this command can change makes it fit" in text and re.search(r"--\w+.*saves", text)
+    assert "no single card of the catalogue" in said(capsys, "--model", "llama-3.1-405b", "--method", "full")
+
+
+def test_without_a_card_the_smallest_is_named(capsys):
+    told = budget.estimate("llama-7b", method="full-bf16", batch=1)
+    text = said(capsys, "--model", "llama-7b", "--method", "full-bf16")
+    name = re.search(r"the smallest card that holds it: (.+?),", text)[1]
+    fits = {card.name for card in catalog.GPUS.values() if told.needs(card) <= card.usable}
+    assert name in fits and catalog.gpu(name).memory == min(catalog.gpu(each).memory for each in fits)
+
+
+@pytest.mark.parametrize("seconds, text", [(0.41, "0.41 s"), (59, "59 s"), (300, "5.0 min"), (9000, "2.5 h"), (864000, "10.0 days")])
+def test_time_is_told_as_people_do(seconds, text):
+    assert command.duration(seconds) == text
+
+
+def test_prices_carry_their_date(capsys):
+    assert re.search(r"\$[\d.]+ to \$[\d.]+ at prices of March 2026", said(capsys, *SEVEN, "--gpu", "H100"))
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--model", "lama-7b"], "unknown model 'lama-7b'.*llama-7b"), (["--gpu", "T5"], "unknown GPU 'T5'.*T4"), (["--batch", "0"], "batch is 0.*at least 1"),
+    (["--rank", "257"], "rank 257 is above .* at most"), (["--rank", "0"], "rank is 0"), (["--seq", "0"], "seq is 0"), (["--steps", "0"], "--steps is 0"),
+    (["--method", "qlra"], "'qlra'.*qlora"), (["--targets", "q_prj"], "'q_prj'.*q_proj"), (["--optimizer", "adamw8"], "'adamw8'.*adamw8bit"),
+    (["--precision", "bf61"], "'bf61'.*bf16"), (["--picture", "budget.gif"], "budget.gif.*svg"), (["--bathc", "1"], "--bathc.*--help"),
+    (["--model", "tests"], "tests|config.json"), (["--picture", "/proc/budget.svg"], "cannot write"),
+])
+def test_the_impossible_gets_one_line(capsys, argv, message):
+    assert re.search(message, complaint(capsys, *argv))
+
+
+# ------------------------------------------------------------------------------------------------------------- finetune
+
+
+def settings(**more):
+    return {**finetune.DEFAULTS, "data": "x", "batch": 16, **more}
+
+
+BASE = data_folder() / "base"
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora", "int8", "full"])
+def test_a_run_that_would_not_fit_is_named_with_a_remedy_that_helps(method):
+    need = budget.estimate(foresee.setup_of(settings(method=method), BASE, "cpu", 200)).peak_allocated + foresee.LIBRARIES
+    assert foresee.warning(settings(method=method), BASE, "cpu", 200, need) is None
+    line = foresee.warning(settings(method=method), BASE, "cpu", 200, int(need - 80e6))
+    assert decimal(need) in line and decimal(int(need - 80e6)) in line and "add --" in line
+    options = dict(re.findall(r"--(batch|seq|method|checkpointing) ?(\w+)?", line.split("; ")[1]))
+    changed = {"checkpointing": True} if "checkpointing" in options else {}
+    changed |= {name: int(options[name]) for name in ("batch", "seq") if options.get(name)} | ({"method": options["method"]} if "method" in options else {})
+    longest = changed.pop("seq", 200)
+    assert foresee.warning(settings(**{"method": method, **changed}), BASE, "cpu", longest, int(need - 80e6)) is None, "the remedy does not help"
+
+
+def test_where_nothing_helps_another_machine_is_named():
+    assert "smaller model" in foresee.warning(settings(), BASE, "cpu", 200, 1000)
+
+
+def test_what_is_free_is_asked_of_the_system(tmp_path, monkeypatch):
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n")
+    most, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(foresee, "MEMINFO", info)
+    monkeypatch.setattr(foresee, "GROUPS", ((most, used),))
+    assert foresee.available("cpu") == 8_192_000_000
+    most.write_text("3000000000\n"), used.write_text("1000000000\n")
+    assert foresee.available("cpu") == 2_000_000_000
+    most.write_text("max\n")
+    assert foresee.available("cpu") == 8_192_000_000
+    monkeypatch.setattr(foresee, "MEMINFO", tmp_path / "nowhere")
+    assert foresee.available("cpu") is None and foresee.warning(settings(), BASE, "cpu", 100) is None
+
+
+def test_finetune_warns_and_trains_all_the_same(tmp_path, capsys, monkeypatch):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "say a", "response": "a"}\n' * 4)
+    argv = ["finetune", "--model", "tiny", "--data", str(data), "--steps", "1", "--batch", "2"]
+    assert main([*argv, "--out", str(tmp_path / "calm")]) == 0
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setattr(foresee, "available", lambda device: 10**6)
+    assert main([*argv, "--out", str(tmp_path / "warned")]) == 0
+    err = capsys.readouterr().err
+    assert err.count("minilora: warning: this run will need about") == 1 and "1.00 MB are free on cpu" in err
+
+    def broken(device):
+        raise RuntimeError("no such figure")
+
+    monkeypatch.setattr(foresee, "available", broken)
+    assert main([*argv, "--out", str(tmp_path / "blind")]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_sizes_are_told_in_one_unit_per_table():
+    assert decimal(3.2384e9) == "3.238 GB" and decimal(15.83e9) == "15.83 GB" and decimal(4e6) == "4.00 MB" and decimal(4e6, 5 * GB) == "0.004 GB"
+    assert binary(2**30) == "1.000 GiB" and binary(2**20) == "1.00 MiB"
