@@ -1,0 +1,45 @@
+"""The numbers behind the fits-or-not slider of lesson 03."""
+
+import pytest
+
+from minilora.budget import catalog, estimate
+from minilora.explore import fits
+
+
+@pytest.mark.parametrize("method, bits", fits.SETTINGS)
+def test_one_gpu_needs_what_the_budget_says(method, bits):
+    for name in ("tinyllama-1.1b", "llama-2-70b"):
+        told = estimate(name, foreach=False, **fits.SETTINGS[method, bits])
+        for card in map(catalog.gpu, fits.CARDS):
+            parts = fits.share(told, card, 1)
+            assert sum(parts.values()) == told.needs(card) and min(parts.values()) >= 0
+            assert tuple(parts) == fits.PARTS
+
+
+@pytest.mark.parametrize("method, bits", fits.SETTINGS)
+def test_a_split_holds_its_share_and_what_stays_whole(method, bits):
+    told = estimate("llama-2-7b", foreach=False, **fits.SETTINGS[method, bits])
+    card = catalog.gpu("H200")
+    needs = [sum(fits.share(told, card, count).values()) for count in fits.COUNTS]
+    assert needs == sorted(needs, reverse=True)
+    one, many = fits.share(told, card, 1), fits.share(told, card, 64)
+    assert many["weights"] == pytest.approx(one["weights"] / 64) and many["optimizer states"] == pytest.approx(one["optimizer states"] / 64)
+    layer = told.setup.shape.linear_parameters / told.setup.shape.layers * {"4": 0.5, "8": 1, "16": 2, "32": 4, "32 + 16": 4}[bits]
+    assert many["activations and temporaries"] >= layer
+
+
+def test_sixteen_bytes_a_parameter_on_four_cards():
+    """Full fine-tuning in fp32 splits 16 bytes a parameter evenly, and Llama-2-70B does not fit four cards of 80 GB."""
+    told = estimate("llama-2-70b", method="full", foreach=False)
+    parts = fits.share(told, catalog.gpu("A100 80"), 4)
+    state = sum(parts[name] for name in ("weights", "gradients", "optimizer states"))
+    assert state == pytest.approx(4 * told.parameters, rel=1e-3)
+    label, picture = fits.render(fits.compute("llama-2-70b", "32", "full fine-tuning", "A100 80", 4))
+    assert "does not fit" in label and "✗ 28" in picture
+
+
+def test_what_cannot_be_trained_is_said():
+    label, picture = fits.render(fits.compute("llama-2-7b", "4", "full fine-tuning", "T4", 1))
+    assert "no such thing" in label and "✓" not in picture and "✗" not in picture
+    label, picture = fits.render(fits.compute("llama-2-7b", "4", "LoRA", "T4", 1))
+    assert "it fits" in label and "✓" in picture
