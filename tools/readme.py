@@ -143,8 +143,42 @@ def example() -> str:
     if not found:
         return "    minilora finetune --model tiny --data data/tasks/extract --method qlora --rank 8 --targets all --out runs/extract\n" \
                "    minilora evaluate --model tiny --adapter runs/extract --data data/tasks/extract"
+    return _console(found)
+
+
+def _console(found: dict) -> str:
     lines = [f"$ {step['command']}\n{step['output']}" for step in found["commands"]]
     return "```console\n" + "\n\n".join(lines) + "\n```"
+
+
+def budget() -> str:
+    """What `minilora budget` says of a run that does not fit, and its picture."""
+    found = _results("budget.json")
+    if not found:
+        return "    minilora budget --model llama-7b --method qlora --gpu T4"
+    return _console(found) + "\n\n![The parts of that run beside the memory of graphics cards](docs/budget.svg)"
+
+
+def _guess(said: float | None, truth: float) -> str:
+    return "–" if said is None else f"{said / 1e9:.2f} ({100 * (said / truth - 1):+.0f} %)".replace("-", "−").replace("(+0 %)", "(0 %)").replace("(−0 %)", "(0 %)")
+
+
+def peers_table() -> str:
+    """Predicted peaks of ten steps, ours and others', beside the measured one."""
+    found = _results("peers.json")
+    if not found:
+        return "To come: `python benchmarks/peers.py` fills this table."
+    names = list(found["sources"])
+    rows = ["| peak of a step, GB (10⁹) | measured | minilora | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (2 + len(names))]
+    for row in found["rows"]:
+        cells = [_guess(said, row["ledger"]) for said in (row["ours"], *(row["peers"][name] for name in names))]
+        rows.append("| " + " | ".join([row["told"], f"{row['ledger'] / 1e9:.2f}", *cells]) + " |")
+    off = [found["errors"][name] for name in ("minilora", *names)]
+    rows.append("| mean error (setups answered) | | " + " | ".join(f"{100 * each['mean']:.2g} % ({each['answers']})" for each in off) + " |")
+    sources = "; ".join(f"{name}: {told['source']}; {told['reading']}" for name, told in found["sources"].items())
+    return "\n".join([*rows, "", f"Measured: storages of a real step on tensors without memory (`minilora/budget/ledger.py`), AdamW, SDPA, without the driver's context. "
+                      "Ours counts the same storages on paper, so it has to agree; the others leave out what they do not know. "
+                      f"torch {found['versions']['torch'].split('+')[0]}, transformers {found['versions']['transformers']}; {found['date']}. Written by `benchmarks/peers.py`. {sources}."])
 
 
 def picture() -> str:
@@ -154,7 +188,8 @@ def picture() -> str:
     return "![Training and validation loss of the example below, by step](docs/loss.png)"
 
 
-PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "table:cpu": cpu_tables, "example": example}
+PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "table:cpu": cpu_tables, "example": example,
+          "budget": budget, "table:peers": peers_table}
 
 
 def filled(text: str) -> str:

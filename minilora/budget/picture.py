@@ -42,11 +42,16 @@ class Layout:
     """What is drawn, in bytes: segments in order, the peak, the cards' lines, and the right end of the scale."""
 
     title: str
+    total: int
     segments: tuple[Segment, ...]
     peak: int
     needed: int
     cards: tuple[GPU, ...]
     end: float
+
+    def size(self, size: float) -> str:
+        """Bytes in the picture's one unit."""
+        return decimal(size, self.total)
 
 
 def near(needed: int, asked: Iterable[GPU] = ()) -> list[GPU]:
@@ -71,7 +76,7 @@ def layout(told: Budget, asked: Iterable[GPU] = ()) -> Layout:
     needed = told.needs(asked[0] if asked else None)
     cards = near(needed, asked) if told.setup.device == "cuda" else asked
     top = max([told.total, needed, *(card.usable for card in cards if card.usable < 4 * max(told.total, needed))])
-    return Layout(headline(told), tuple(segments), told.peak_allocated, needed, tuple(cards), 1.04 * top)
+    return Layout(headline(told), told.total, tuple(segments), told.peak_allocated, needed, tuple(cards), 1.04 * top)
 
 
 class _Drawing:
@@ -100,7 +105,7 @@ def _segments(drawing: _Drawing, hues: Sequence[str]) -> None:
     for number, segment in enumerate(drawing.plan.segments, 1):
         left, right = drawing.x(segment.start), drawing.x(segment.start + segment.bytes)
         box = drawing.add("rect", x=left, y=BAR_TOP, width=max(right - left, 0.5), height=BAR_HEIGHT, fill=hues[(number - 1) % len(hues)], stroke="#fff", stroke_width=0.5)
-        drawing.add("title", f"{segment.name}: {decimal(segment.bytes)}, {segment.what}", parent=box)
+        drawing.add("title", f"{segment.name}: {drawing.plan.size(segment.bytes)}, {segment.what}", parent=box)
 
 
 def _numbers(drawing: _Drawing) -> None:
@@ -127,7 +132,7 @@ def _lines(drawing: _Drawing) -> None:
         drawing.add("title", label, parent=line)
         drawing.text(left, BAR_TOP - 10 - 15 * row, label, font_size="12px")
     x, below = drawing.x(plan.peak), BAR_TOP + BAR_HEIGHT
-    words = f"peak of a step {decimal(plan.peak)}" + (f"; a card needs {decimal(plan.needed)}" if plan.needed != plan.peak else "")
+    words = f"peak of a step {plan.size(plan.peak)}" + (f"; a card needs {plan.size(plan.needed)}" if plan.needed != plan.peak else "")
     drawing.add("path", d=f"M{x:.2f} {below}l-6 12h12z", fill="#111")
     drawing.text(min(max(x - 3.6 * len(words), LEFT), RIGHT - 7.2 * len(words)), below + 28, words, font_weight="bold")
 
@@ -138,8 +143,8 @@ def svg(told: Budget, hues: Sequence[str], asked: Iterable[GPU] = ()) -> str:
     first_row = BAR_TOP + BAR_HEIGHT + 58
     drawing = _Drawing(plan, first_row + ROW * len(plan.segments))
     drawing.add("title", "Memory of a run, part by part", id="title")
-    parts = "; ".join(f"{segment.name} {decimal(segment.bytes)}" for segment in plan.segments)
-    drawing.add("desc", f"{plan.title}. {parts}. Peak {decimal(plan.peak)}.", id="description")
+    parts = "; ".join(f"{segment.name} {plan.size(segment.bytes)}" for segment in plan.segments)
+    drawing.add("desc", f"{plan.title}. {parts}. Peak {plan.size(plan.peak)}.", id="description")
     main, _, rest = plan.title.partition(": ")
     drawing.text(LEFT, 18, main, font_weight="bold")
     drawing.text(LEFT, 36, rest, font_size="12px")
@@ -150,7 +155,7 @@ def svg(told: Budget, hues: Sequence[str], asked: Iterable[GPU] = ()) -> str:
         y = first_row + ROW * (number - 1)
         drawing.add("rect", x=LEFT, y=y - 12, width=16, height=16, fill=hues[(number - 1) % len(hues)])
         drawing.text(LEFT + 24, y, f"{number}  {segment.name}")
-        drawing.text(LEFT + 290, y, decimal(segment.bytes), "end")
+        drawing.text(LEFT + 290, y, plan.size(segment.bytes), "end")
         drawing.text(LEFT + 306, y, segment.what, font_size="12px")
     return ElementTree.tostring(drawing.root, encoding="unicode") + "\n"
 
@@ -163,7 +168,7 @@ def _png(told: Budget, hues: Sequence[str], asked: Iterable[GPU], path: Path) ->
     figure = Figure(figsize=(10, 3))
     axes = FigureCanvasAgg(figure).figure.add_subplot()
     for number, segment in enumerate(plan.segments, 1):
-        label = f"{number}  {segment.name}: {decimal(segment.bytes)}"
+        label = f"{number}  {segment.name}: {plan.size(segment.bytes)}"
         axes.barh(0, segment.bytes / 1e9, left=segment.start / 1e9, height=0.6, color=hues[(number - 1) % len(hues)], edgecolor="white", label=label)
         if segment.bytes > plan.end / 50:
             axes.text((segment.start + segment.bytes / 2) / 1e9, 0, str(number), ha="center", va="center", bbox={"boxstyle": "circle", "fc": "white", "lw": 0})
@@ -171,7 +176,7 @@ def _png(told: Budget, hues: Sequence[str], asked: Iterable[GPU], path: Path) ->
         if card.usable <= plan.end:
             axes.axvline(card.usable / 1e9, color="black", linestyle="--", linewidth=1)
             axes.text(card.usable / 1e9, 0.96, card.name, rotation=90, va="top", ha="center", fontsize=8, bbox={"fc": "white", "lw": 0, "pad": 1})
-    axes.plot([plan.peak / 1e9], [-0.38], "^", color="black", markersize=9, label=f"peak of a step: {decimal(plan.peak)}")
+    axes.plot([plan.peak / 1e9], [-0.38], "^", color="black", markersize=9, label=f"peak of a step: {plan.size(plan.peak)}")
     axes.set(xlim=(0, plan.end / 1e9), ylim=(-0.5, 1.0), yticks=[], xlabel="GB (10⁹ bytes)")
     axes.set_title(plan.title, fontsize=8, loc="left")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.25), fontsize=8, ncols=2, frameon=False)

@@ -60,12 +60,11 @@ def flag(settings: dict) -> str:
     return FLAGS[name].format(value)
 
 
-def verdict(told, card) -> list[str]:
-    """Lines that say whether `card` holds the run, and if not, what to change."""
-    from ..budget.advice import advise
+def verdict(found) -> list[str]:
+    """Lines that say whether the card holds the run, and if not, what to change; `found` is an Advice."""
     from ..budget.table import binary, decimal
 
-    found = advise(told.setup, card)
+    card = found.card
     room = f"{card.name} has {decimal(found.room)} ({binary(found.room)}) usable of {card.memory / 1e9:g} GB"
     lines = [f"note: {note}" for note in found.notes]
     if found.fits:
@@ -74,10 +73,10 @@ def verdict(told, card) -> list[str]:
     if found.combination is None:
         best = {next(iter(change.settings)): change for change in sorted(found.changes, key=lambda change: change.saves)}
         single = sorted(best.values(), key=lambda change: -change.saves)[:3]
-        much = "".join(f"\n  {flag(change.settings):26} saves {decimal(change.saves)}" for change in single)
+        much = "".join(f"\n  {flag(change.settings):28} saves {decimal(change.saves)}" for change in single)
         return [*lines, f"nothing that this command can change makes it fit; take a larger card or a smaller model{'; what saves most:' if much else ''}{much}"]
     lines.append("what makes it fit:")
-    lines += [f"  {flag(change.settings):26} saves {decimal(change.saves)}: {change.text}" for change in found.combination]
+    lines += [f"  {flag(change.settings):28} saves {decimal(change.saves)}: {change.text}" for change in found.combination]
     return [*lines, f"then {decimal(found.room - found.fitting.needs(card))} stay free"]
 
 
@@ -91,12 +90,21 @@ def without_card(told) -> str:
     return f"the smallest card that holds it: {card.name}, {decimal(card.usable)} usable; --gpu NAME asks for another"
 
 
-def time_line(told, card, steps: int) -> str:
-    """A bound of the time of `steps` updates and, where the catalogue has a price, of the cost."""
+def plan_of(found, steps: int):
+    """The time of `steps` updates of the run as asked or, if only changes make it fit, of the changed run; None if nothing does."""
     from ..budget import compute
 
-    plan = compute.plan(told.setup, card, steps * told.setup.batch, utilisation=UTILISATION)
-    text = f"{steps:,} steps: {duration(plan.seconds)} at {100 * UTILISATION:.0f} % of the card's {plan.bound} bound, {duration(plan.step_seconds)} a step"
+    if found.fitting is None:
+        return None
+    rows = found.fitting.setup.batch
+    return compute.plan(found.fitting.setup, found.card, steps * found.budget.setup.batch, accumulate=max(1, found.budget.setup.batch // rows), utilisation=UTILISATION)
+
+
+def time_line(found, steps: int) -> str:
+    """A bound of the time and, where the catalogue has a price, of the cost."""
+    plan, card = plan_of(found, steps), found.card
+    changed = "" if found.fits else "so changed, "
+    text = f"{changed}{steps:,} steps: {duration(plan.seconds)} at {100 * UTILISATION:.0f} % of the card's {plan.bound} bound, {duration(plan.step_seconds)} a step"
     if plan.cost is None:
         return text + "; the catalogue has no price for it"
     low, high = plan.cost
@@ -115,16 +123,15 @@ def as_json(told, card, steps: int) -> dict:
     """Everything that the text says, and more: bytes, formulas, moments, the card's verdict and the time."""
     from dataclasses import asdict
 
-    from ..budget import compute
     from ..budget.advice import advise
 
     found = told.to_dict()
     if card:
-        plan = compute.plan(told.setup, card, steps * told.setup.batch, utilisation=UTILISATION)
         advised = advise(told.setup, card)
+        plan = plan_of(advised, steps)
         changes = [{"option": flag(change.settings), "text": change.text, "saves": change.saves} for change in advised.combination or []]
         found["gpu"] = {**asdict(card), "need": advised.need, "fits": advised.fits, "free": advised.room - advised.need, "advice": changes, "notes": advised.notes}
-        found["time"] = {**asdict(plan), "utilisation": UTILISATION}
+        found["time"] = {**asdict(plan), "utilisation": UTILISATION} if plan else None
     return found
 
 
@@ -136,11 +143,15 @@ def answer(args) -> tuple:
         raise MiniloraError(f"--steps is {args.steps}; give 1 or more")
     card = budget.catalog.gpu(args.gpu) if args.gpu else None
     settings = {name: getattr(args, name) for name in PLAIN}
-    return budget.estimate(args.model, **settings, foreach=not args.fused), card
+    shape = budget.catalog.model(args.model)
+    if shape.family != "llama" and args.method != "inference":
+        raise MiniloraError(f"{shape.name} is no Llama, and the activations of its family are not counted; --method inference counts its weights and cache")
+    return budget.estimate(shape, **settings, foreach=not args.fused), card
 
 
 def run(args) -> int:
     from ..budget import table
+    from ..budget.advice import advise
 
     told, card = answer(args)
     if args.picture:
@@ -153,10 +164,11 @@ def run(args) -> int:
         return 0
     print(table.headline(told))
     print(table.table(told, args.explain, card))
-    if told.setup.device == "cuda":
-        print("\n".join(verdict(told, card) if card else [without_card(told)]))
     if card:
-        print(time_line(told, card, args.steps))
+        found = advise(told.setup, card)
+        print("\n".join([*verdict(found), *([time_line(found, args.steps)] if found.fitting else [])]))
+    elif told.setup.device == "cuda":
+        print(without_card(told))
     if args.picture:
         print(f"{args.picture} written ({os.path.getsize(args.picture):,} bytes)")
     return 0

@@ -45,9 +45,9 @@ def test_every_part_has_a_title_a_row_and_its_size(told):
     titles = [title.text for title in root.iter(f"{NAME}title")]
     rows = "\n".join(text.text for text in root.iter(f"{NAME}text"))
     for number, segment in enumerate(picture.layout(told).segments, 1):
-        assert any(title.startswith(f"{segment.name}: {decimal(segment.bytes)}") for title in titles)
-        assert f"{number}  {segment.name}" in rows and decimal(segment.bytes) in rows
-    assert root.get("role") == "img" and root.find(f"{NAME}title").text and decimal(told.peak_allocated) in root.find(f"{NAME}desc").text
+        assert any(title.startswith(f"{segment.name}: {decimal(segment.bytes, told.total)}") for title in titles)
+        assert f"{number}  {segment.name}" in rows and decimal(segment.bytes, told.total) in rows
+    assert root.get("role") == "img" and root.find(f"{NAME}title").text and decimal(told.peak_allocated, told.total) in root.find(f"{NAME}desc").text
 
 
 def test_neighbours_differ_in_colour_and_repeat_only_with_another_number(told):

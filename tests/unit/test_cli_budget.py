@@ -62,7 +62,7 @@ def test_json_holds_the_bytes_the_card_and_the_time(capsys):
     assert found["peak_allocated"] == told.peak_allocated and found["parts"]["weights"]["bytes"] == told.parts["weights"].bytes
     card = catalog.gpu("A100 80")
     assert found["gpu"]["need"] == told.needs(card) and found["gpu"]["free"] == card.usable - told.needs(card) and found["gpu"]["fits"] is True
-    assert found["time"]["updates"] == 100 and found["time"]["seconds"] > 0 and found["gpu"]["advice"] == []
+    assert found["time"]["updates"] == 100 and found["time"]["cost"] and found["time"]["seconds"] > 0 and found["gpu"]["advice"] == []
 
 
 @pytest.mark.parametrize("argv, settings", [
@@ -101,6 +101,7 @@ def test_a_card_that_does_not_hold_it_and_what_to_change(capsys):
     assert options
     again = said(capsys, *argv, *[word for option in options for word in option.split()])
     assert "the run fits" in again, "the command's own advice does not help"
+    assert "so changed, 300 steps" in text and "so changed" not in again
 
 
 def test_a_run_that_nothing_saves_names_what_saves_most(capsys):
@@ -134,7 +135,7 @@ def test_prices_carry_their_date(capsys):
     (["--rank", "257"], "rank 257 is above .* at most"), (["--rank", "0"], "rank is 0"), (["--seq", "0"], "seq is 0"), (["--steps", "0"], "--steps is 0"),
     (["--method", "qlra"], "'qlra'.*qlora"), (["--targets", "q_prj"], "'q_prj'.*q_proj"), (["--optimizer", "adamw8"], "'adamw8'.*adamw8bit"),
     (["--precision", "bf61"], "'bf61'.*bf16"), (["--picture", "budget.gif"], "budget.gif.*svg"), (["--bathc", "1"], "--bathc.*--help"),
-    (["--model", "tests"], "tests|config.json"), (["--picture", "/proc/budget.svg"], "cannot write"),
+    (["--model", "tests"], "tests|config.json"), (["--model", "mt0-large"], "mt0-large is no Llama.*inference"), (["--picture", "/proc/budget.svg"], "cannot write"),
 ])
 def test_the_impossible_gets_one_line(capsys, argv, message):
     assert re.search(message, complaint(capsys, *argv))
