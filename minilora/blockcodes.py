@@ -4,7 +4,9 @@ What it replaces: the C++ and CUDA kernels of bitsandbytes; on a CPU it is sever
 How it works: a piece of 64K numbers is read once and stays in the cache for every pass over it. Encoding: the absmax of a
 block is a maximum over *integers* (fp32 magnitudes sort like their bits), and the rank of a number among sixteen levels
 is fifteen compares added up. Decoding: a byte holds two indices, so a table of 256 *pairs* of levels, each seen as one
-64-bit number, turns a byte into two fp32 numbers with one look-up; the block's scale is multiplied in afterwards.
+64-bit number, turns a byte into two fp32 numbers with one look-up; the block's scale is multiplied in afterwards. A small
+matrix is decoded as a whole by three calls into torch: between two products, what Python itself reads has left the cache,
+and each line of it costs more than the numbers do.
 What it leaves out: tensors that are not on the CPU (`devicecodes`); a block larger than a piece no longer fits the cache.
 Where numerics differ: nowhere; every function equals its plain version in `quantize` bit for bit, NaN excepted (`quantize` refuses it).
 """
@@ -20,12 +22,13 @@ from typing import Callable
 
 import numpy as np
 
-from .arrays import require_finite, serial_share
+from .arrays import is_torch, require_finite, serial_share
 from .codebooks import CodeBook
 from .packing import pack, unpack
 
 PIECE = 65536  # numbers: 256 KB of fp32, about an eighth of a present-day core's second-level cache
 PARALLEL_FROM = 1 << 20  # below a million numbers starting threads costs more than it saves
+WHOLE = 1 << 19  # numbers: up to here a matrix and its indices fit the cache as they are
 FEW_THRESHOLDS = 32  # up to here counting compares beats a binary search
 _work = threading.local()
 
@@ -158,6 +161,21 @@ def decode(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, o
             store(start, stop, values)
 
     _in_pieces(out.size, piece_size(block, bits), work)
+
+
+def decode_whole(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, out) -> bool:
+    """`decode` for a small torch tensor `out` (flat, of whole blocks) in one piece; False, and nothing done, for any other."""
+    if book.bits != 4 or block % 2 or not is_torch(out) or out.numel() > WHOLE or out.storage_offset() % 2:
+        return False
+    torch = sys.modules["torch"]
+    index = torch.from_numpy(_buffer("index32", packed.size, np.int32))
+    index.copy_(torch.from_numpy(packed))
+    single = out.dtype == torch.float32
+    values = out if single else torch.from_numpy(_buffer("values", out.numel(), np.float32))
+    torch.index_select(torch.from_numpy(book.pairs), 0, index, out=values.view(torch.float64))
+    blocks, scales = values.view(-1, block), torch.from_numpy(absmax)[:, None]
+    blocks.mul_(scales) if single else torch.mul(blocks, scales, out=out.view(-1, block))
+    return True
 
 
 def _multiply_blocks(blocks: np.ndarray, scales: np.ndarray) -> None:

@@ -6,7 +6,7 @@ thread gains nothing. The two functions below say the same in torch, and torch.c
 threads: look a byte's two levels up, multiply by the block's scale, write. The compiler takes some ten seconds, about the time
 in which NumPy decodes 10¹⁰ numbers. So it is called after that many were decoded: a short run never waits for it, and a long
 one waits no longer than it has decoded already. MINILORA_COMPILE=always calls it at once, =never not at all.
-What it leaves out: codes of other widths, fp16, NumPy arrays, long blocks, tensors below 16K numbers: the plain way does them, and everything
+What it leaves out: codes of other widths, fp16, NumPy arrays, long blocks, small matrices: the plain way does them, and everything
 where there is no C++ compiler or where the first result is not the plain one's, bit for bit.
 Where numerics differ: nowhere. fp32 is rounded to bf16 in integers, half to even, as torch does it.
 """
@@ -20,11 +20,12 @@ from typing import Callable
 
 import numpy as np
 
+from . import blockcodes
 from .arrays import is_torch
 from .codebooks import CodeBook
 
 PAYS_AFTER = 10**10  # numbers decoded the plain way
-SMALLEST = 1 << 14  # numbers; below, calling costs as much as decoding
+SMALLEST = blockcodes.WHOLE + 1  # numbers; below, finding the compiled function costs more than it saves
 LONGEST = 4096  # the largest block of bitsandbytes; rows and whole tensors as blocks are too few to share among threads
 PROBE = 1 << 18  # numbers that the first result is judged by
 _lock = threading.Lock()
@@ -100,8 +101,6 @@ def _compile(book: CodeBook, block: int, dtype, threads: int) -> Callable | None
     try:
         import torch
 
-        from . import blockcodes
-
         loop = torch.compile(fp32_pass if dtype == torch.float32 else bf16_pass, fullgraph=True, options={"cpp.simdlen": 1})
 
         def run(*arguments) -> None:
@@ -111,6 +110,8 @@ def _compile(book: CodeBook, block: int, dtype, threads: int) -> Callable | None
         dice, blocks = np.random.default_rng(0), max(64, PROBE // block)
         packed = dice.integers(0, 256, blocks * block // 2, dtype=np.uint8)
         absmax = dice.standard_normal(blocks, dtype=np.float32)
+        absmax.view(np.int32)[::2] &= -0x10000
+        absmax.view(np.int32)[::2] |= 0x8000  # halfway between two numbers of bf16, and so is what a level of 1 decodes to
         expected, out = np.empty(blocks * block, np.float32), torch.empty(blocks * block, dtype=dtype)
         blockcodes.decode(packed, absmax, book, block, expected)
         arguments = _arguments(packed, absmax, book, block, out)

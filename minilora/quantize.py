@@ -156,8 +156,11 @@ class Quantized:
         absmax = to_numpy(self.absmax)
         if self.nested is None:
             return absmax
-        outer = np.repeat(to_numpy(self.nested.absmax), self.nested.block)[: absmax.size]
-        return self.nested.levels[absmax] * outer + np.float32(self.nested.offset)
+        scales, outer, block = np.take(self.nested.levels, absmax), to_numpy(self.nested.absmax), self.nested.block
+        full = absmax.size // block
+        np.multiply(scales[: full * block].reshape(full, block), outer[:full, None], out=scales[: full * block].reshape(full, block))
+        scales[full * block :] *= outer[full:]  # of the last, shorter block: one number or none
+        return np.add(scales, np.float32(self.nested.offset), out=scales)
 
     def dequantize(self, dtype=None, out=None):
         """The tensor that the indices stand for, in `dtype` (the original one if None), or into `out` if that is given.
@@ -186,7 +189,8 @@ class Quantized:
         body = self.size // unit * unit
         if body:
             given = packed[: body * bits // 8], scales[: body // self.block], self.book, self.block
-            if not compiled.decode(*given, values.reshape(-1)[:body]):
+            target = values.detach().reshape(-1)[:body] if is_torch(values) else values
+            if not (blockcodes.decode_whole(*given, target) or compiled.decode(*given, target)):
                 blockcodes.decode(*given, flat[:body], store)
         if body < self.size:
             codes = unpack(packed[body * bits // 8 :], bits, self.size - body)

@@ -85,6 +85,26 @@ def test_shapes_and_the_values_they_decode_to(shape, code):
         assert torch.equal(q.dequantize(dtype), torch.from_numpy(flat).view(shape).to(dtype))
 
 
+@pytest.mark.parametrize("whole", [0, Q.blockcodes.WHOLE])
+@pytest.mark.parametrize("double", [False, True])
+def test_decoding_in_pieces_and_as_a_whole_gives_the_plain_numbers(monkeypatch, whole, double):
+    """In a torch tensor of each type, new, given, and given in the middle of another, with blocks of every length and a tail."""
+    monkeypatch.setattr(Q.blockcodes, "WHOLE", whole)
+    for shape, block in (((300, 257), 64), ((70, 128), 2), ((5, 75), 25), ((4, 4096), 4096), ((64, 260), 256)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(block))
+        q = Q.quantize(x, "nf4", block, double)
+        codes = np.stack([q.packed.numpy() >> 4, q.packed.numpy() & 15], 1).reshape(-1)[: x.numel()]
+        scales = q.scales().numpy()
+        if double:
+            outer = np.repeat(q.nested.absmax.numpy(), 256)[: scales.size]
+            assert np.array_equal(scales, q.nested.levels[q.absmax.numpy()] * outer + np.float32(q.nested.offset))
+        plain = torch.from_numpy(Q.decode_plain(codes, scales, q.book, block)).view(shape)
+        for dtype in DTYPES:
+            room = torch.empty(x.numel() + 3, dtype=dtype)
+            for out in (None, torch.empty(shape, dtype=dtype), room[1:-2].view(shape), room[2:-1].view(shape)):
+                assert torch.equal(q.dequantize(dtype, out=out), plain.to(dtype))
+
+
 def test_the_shape_that_bitsandbytes_decodes_wrongly_is_right_here():
     """Last dimension a multiple of 16 but not of the block: relative rms .09 is right (its CPU kernel gives .26)."""
     x = torch.randn(128, 96, generator=torch.Generator().manual_seed(0))
