@@ -45,8 +45,12 @@ class Table:
     __repr__ = __str__
 
     def _line(self, cells: Sequence[str], tag: str) -> str:
-        style = [' style="text-align:right"' if right else ' style="text-align:left"' for right in self.right]
-        return "<tr>" + "".join(f"<{tag}{s}>{html.escape(c)}</{tag}>" for c, s in zip(cells, style)) + "</tr>"
+        """One row of HTML; what is short stays on one line."""
+        made = []
+        for cell, right in zip(cells, self.right):
+            style = f"text-align:{'right' if right else 'left'}" + (";white-space:nowrap" if len(cell) <= 20 else "")
+            made.append(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>')
+        return "<tr>" + "".join(made) + "</tr>"
 
     def _repr_html_(self) -> str:
         body = "".join(self._line(row, "td") for row in self.rows)
