@@ -163,8 +163,11 @@ def decode(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, o
     _in_pieces(out.size, piece_size(block, bits), work)
 
 
-def decode_whole(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, out) -> bool:
-    """`decode` for a small torch tensor `out` (flat, of whole blocks) in one piece; False, and nothing done, for any other."""
+def decode_whole(packed: np.ndarray, absmax: Callable[[], np.ndarray], book: CodeBook, block: int, out) -> bool:
+    """`decode` for a small torch tensor `out` (flat, of whole blocks) in one piece; False, and nothing done, for any other.
+
+    absmax: called for the scales if they are needed.
+    """
     if book.bits != 4 or block % 2 or not is_torch(out) or out.numel() > WHOLE or out.storage_offset() % 2:
         return False
     torch = sys.modules["torch"]
@@ -173,8 +176,9 @@ def decode_whole(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: 
     single = out.dtype == torch.float32
     values = out if single else torch.from_numpy(_buffer("values", out.numel(), np.float32))
     torch.index_select(torch.from_numpy(book.pairs), 0, index, out=values.view(torch.float64))
-    blocks, scales = values.view(-1, block), torch.from_numpy(absmax)[:, None]
-    blocks.mul_(scales) if single else torch.mul(blocks, scales, out=out.view(-1, block))
+    values.view(-1, block).mul_(torch.from_numpy(absmax())[:, None])
+    if not single:
+        out.copy_(values)
     return True
 
 

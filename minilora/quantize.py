@@ -171,6 +171,8 @@ class Quantized:
             from . import devicecodes
 
             return devicecodes.dequantize(self, dtype, out)
+        if out is not None and self._decoded_whole(out):
+            return out
         shape = self.shape[::-1] if self.by_column else self.shape
         values = out if out is not None and not self.by_column else None
         flat, store, values = writer(values, shape, dtype or self.dtype, like=self.packed)
@@ -182,6 +184,12 @@ class Quantized:
         (out.copy_ if is_torch(out) else functools.partial(np.copyto, out))(values.T)
         return out
 
+    def _decoded_whole(self, out) -> bool:
+        """The shortest way, for what a training step asks of each small layer; False, and nothing done, where it does not lead."""
+        if not is_torch(out) or self.by_column or out.shape != self.shape or not out.is_contiguous() or out.numel() % self.block:
+            return False
+        return blockcodes.decode_whole(self.packed.view(-1).numpy(), self._scales, self.book, self.block, out.detach().view(-1))
+
     def _decode(self, flat: np.ndarray, store, values) -> None:
         """The fast path for whole blocks, the plain one for what is left at the end. flat, store, values: see `arrays.writer`."""
         bits, packed, scales = self.book.bits, to_numpy(self.packed).reshape(-1), self._scales()
@@ -190,7 +198,7 @@ class Quantized:
         if body:
             given = packed[: body * bits // 8], scales[: body // self.block], self.book, self.block
             target = values.detach().reshape(-1)[:body] if is_torch(values) else values
-            if not (blockcodes.decode_whole(*given, target) or compiled.decode(*given, target)):
+            if not (blockcodes.decode_whole(given[0], lambda: given[1], *given[2:], target) or compiled.decode(*given, target)):
                 blockcodes.decode(*given, flat[:body], store)
         if body < self.size:
             codes = unpack(packed[body * bits // 8 :], bits, self.size - body)
