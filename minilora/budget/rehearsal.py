@@ -201,6 +201,15 @@ def update(plan: Plan, optimizer: torch.optim.AdamW) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
+def remember(optimizer: torch.optim.AdamW) -> None:
+    """Make the optimizer's memory by a step with gradients of zero."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def eager_attention(q, k, v, attn_mask=None, is_causal=True, enable_gqa=False) -> Tensor:
     """softmax(q kᵀ / √d) v, every matrix written out, the softmax in fp32. q (B, H, T, D), k and v (B, G, T, D)."""
     T, D = q.shape[-2:]

@@ -134,3 +134,11 @@ def test_models_that_are_no_llama_are_refused():
         measure("gpt-3", method="full")
     with pytest.raises(MiniloraError, match="biases on queries"):
         measure("qwen2.5-0.5b", method="lora", library="minilora")
+
+
+@pytest.mark.parametrize("method, checkpointing", [("lora", True), ("full-bf16", False)])
+def test_one_step_with_the_averages_made_beforehand_is_like_the_second_of_two(method, checkpointing):
+    setup = a_setup(method, checkpointing=checkpointing)
+    one, two = measure(setup, steps=1), measure(setup, steps=2)
+    assert (one.peak, one.phase, one.phases, one.kinds) == (two.peak, two.phase, two.phases, two.kinds)
+    assert len(one.events) < 0.65 * len(two.events)
