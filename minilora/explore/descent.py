@@ -57,6 +57,14 @@ def limit() -> float:
     return float(2 / surface()[1].max())
 
 
+def level(height: float) -> np.ndarray:
+    """The line on which the loss lies `height` above the lowest, (73, 2): an ellipse, since ½ dᵀHd = height."""
+    best, sharp, along = surface()
+    turn = np.linspace(0, 2 * math.pi, 73)
+    circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    return best + circle * np.sqrt(2 * height / sharp) @ along.T
+
+
 @functools.cache
 def order() -> np.ndarray:
     """The points in the order in which they are used: a new shuffle for each round through the data."""
@@ -128,14 +136,11 @@ def _map(path: np.ndarray, width: int = 400, height: int = 380) -> str:
         drawn = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in style.items())
         return f'<path d="{"".join(pieces) or "M0 0"}" fill="none"{drawn}/>'
 
-    best, sharp, along = surface()
-    turn = np.linspace(0, 2 * math.pi, 73)
-    circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)  # (73, 2)
-    parts = [line(best + circle * np.sqrt(2 * c / sharp) @ along.T, stroke="currentColor", stroke_opacity="0.35") for c in LEVELS]
+    parts = [line(level(height), stroke="currentColor", stroke_opacity="0.35") for height in LEVELS]
     parts.append(f'<rect x="{left}" y="{above}" width="{right - left}" height="{below - above}" fill="none" stroke="currentColor"/>')
     parts.append(line(path, stroke=palette.hue(3), stroke_width="1.5"))
     parts += [_dot(place(p)) for p in path if BOX[0] < p[0] < BOX[1] and BOX[2] < p[1] < BOX[3]]
-    (x, y), (u, v) = place(best), place(path[0])
+    (x, y), (u, v) = place(surface()[0]), place(path[0])
     parts.append(f'<path d="M{x - 7:.1f} {y:.1f}h14M{x:.1f} {y - 7:.1f}v14" stroke="currentColor" stroke-width="2"/>')
     parts += [svg.text(u + 8, v + 14, "start", font_weight="bold"), svg.text(x + 10, y - 8, "lowest", font_weight="bold")]
     for value, at in ((BOX[0], left), (BOX[1], right - 8)):
