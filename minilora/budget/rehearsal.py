@@ -64,11 +64,22 @@ class OneBuffer(QLinear):
         from torch._subclasses.fake_tensor import FakeTensor
         from torch.utils._python_dispatch import _disable_current_modes
 
+        if self.weight.is_cuda:
+            return by_kernel(self.quantized, dtype)
         W = torch.empty(self.quantized.shape, dtype=dtype, device=self.weight.device)  # (out, in)
         if not isinstance(W, FakeTensor):
             with _disable_current_modes():  # the one buffer is all that a kernel would ask for
                 self.quantized.dequantize(out=W)
         return W
+
+
+def by_kernel(q: Quantized, dtype: torch.dtype) -> Tensor:
+    """W (out, in) as bitsandbytes' kernel decodes it: what a GPU runs in earnest, and one buffer but for the scales."""
+    import bitsandbytes  # noqa: F401  registers the operation
+
+    from ..devicecodes import scales
+
+    return torch.ops.bitsandbytes.dequantize_4bit(q.packed, scales(q), q.block, q.book.name, list(q.shape), dtype)
 
 
 def _is_fake(model: nn.Module) -> bool:
@@ -127,7 +138,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _our_config(setup: Setup) -> Config:
     shape = setup.shape
-    return Config(shape.vocab, shape.hidden, shape.ffn, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, setup.seq,
+    return Config(shape.vocab, shape.hidden, shape.ffn, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.context,
                   tie_word_embeddings=shape.tied, attention_bias=shape.qkv_bias, mlp_bias=shape.mlp_bias)  # fmt: skip
 
 
