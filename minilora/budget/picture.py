@@ -23,7 +23,7 @@ from .catalog import GPU, GPUS
 from .estimate import Budget
 from .table import decimal, headline
 
-WIDTH, LEFT, RIGHT, BAR_TOP, BAR_HEIGHT, ROW = 820, 20, 800, 84, 46, 22
+WIDTH, LEFT, RIGHT, BAR_TOP, BAR_HEIGHT, ROW = 820, 20, 800, 104, 46, 22
 SMALLEST_NUMBER = 14  # pixels: a narrower segment carries no number
 
 
@@ -120,7 +120,7 @@ def _numbers(drawing: _Drawing) -> None:
 
 def _lines(drawing: _Drawing) -> None:
     """The peak below the bar, the cards above it, each on a row of its own if it would run into its neighbour."""
-    plan, rows = drawing.plan, [float("-inf")] * 3
+    plan, rows = drawing.plan, [float("-inf")] * 4
     for card in plan.cards:
         if card.usable > plan.end:
             continue

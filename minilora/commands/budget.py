@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from ..errors import MiniloraError
 
@@ -170,5 +169,5 @@ def run(args) -> int:
     elif told.setup.device == "cuda":
         print(without_card(told))
     if args.picture:
-        print(f"{args.picture} written ({os.path.getsize(args.picture):,} bytes)")
+        print(f"{args.picture} written")
     return 0

@@ -38,6 +38,7 @@ def test_transformer_math_adds_its_activations():
 def test_sizes_without_a_row_take_the_column_or_nothing():
     small = make("tinyllama-1.1b", method="qlora")
     assert peers.llama_factory(small) == pytest.approx(0.5 * small.shape.parameters) and peers.unsloth(small) is None
+    assert peers.unsloth(make("gpt-neox-20b", method="lora")) is None and peers.unsloth(make("llama-13b", method="lora")) == 33e9
 
 
 @pytest.mark.parametrize("row", FOUND["rows"], ids=lambda row: row["told"])

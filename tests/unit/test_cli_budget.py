@@ -104,6 +104,13 @@ def test_a_card_that_does_not_hold_it_and_what_to_change(capsys):
     assert "so changed, 300 steps" in text and "so changed" not in again
 
 
+def test_fewer_rows_at_a_time_are_accumulated_to_the_same_updates(capsys):
+    argv = ["--model", "llama-7b", "--batch", "64", "--seq", "2048", "--gpu", "T4", "--steps", "70"]
+    found = json.loads(said(capsys, *argv, "--json"))
+    assert any(change["option"].startswith("--batch") for change in found["gpu"]["advice"])
+    assert found["time"]["updates"] == 70 and "so changed, 70 steps" in said(capsys, *argv)
+
+
 def test_a_run_that_nothing_saves_names_what_saves_most(capsys):
     text = said(capsys, "--model", "llama-3.1-405b", "--gpu", "T4")
     assert "nothing that this command can change makes it fit" in text and re.search(r"--\w+.*saves", text)
