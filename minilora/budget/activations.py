@@ -132,11 +132,14 @@ def _plain(t: Tape, x: Value, each: Linear, rows: str, sides: tuple[str, str]) -
         packed = x if setup.base == "int8" and setup.autocast else t.cast(x, c)  # int8: casts inside its own function
         return t.op([packed], dims, c, temp=size * (packed.width if setup.base == "int8" else c))
     x = t.cast(x, c)
-    copy = [t.value(f"{sides[0]} {sides[1]}", c)] if setup.autocast and x.grad else []
     if not setup.whole:
+        copy = [t.value(f"{sides[0]} {sides[1]}", c)] if setup.autocast and x.grad else []
         return t.op([x], dims, c, copy)
     bias = [setup.width * each.outputs] if each.bias else []
-    return t.op([x], dims, c, [x, *copy], weights=[setup.width * size, *bias], temp=c * size if setup.autocast else 0)
+    if setup.autocast:  # ∂L/∂W comes in 16 bits and is cast when the product's backward is over
+        copy = t.op([], f"{sides[0]} {sides[1]}", c, weights=[setup.width * size])
+        return t.op([x, copy], dims, c, [x, copy], weights=bias)
+    return t.op([x], dims, c, [x], weights=[setup.width * size, *bias])
 
 
 def _fused(t: Tape, x: Value, each: Linear, rows: str, sides: tuple[str, str]) -> Value:
@@ -181,11 +184,13 @@ def attend(t: Tape, q: Value, k: Value, v: Value) -> Value:
     if setup.attention == "sdpa":
         q, k, v = (t.cast(x, c) for x in (q, k, v))
         return t.op([q, k, v], "N q", c, [q, k, v, t.value("N a", 4)], keep_out=True)
+    handed = q.bytes + k.bytes + v.bytes  # the caller's, beside the copies that are multiplied
     q, k, v = t.cast(q, c), _repeated(t, k), _repeated(t, v)
     scores = t.op([q, k], "N a S", c, [q] * k.grad + [k] * q.grad)
     mask = [t.value("S S", 1)] if setup.library == "minilora" else []
     scores = t.op([t.op([scores], "N a S", c)], "N a S", c, mask, shares=True)  # scaled, then masked
-    chances = t.op([t.cast(scores, 4)], "N a S", 4, keep_out=True)
+    named = scores.bytes if setup.library == "minilora" or c != 4 else 0  # scores live as long as their name does
+    chances = t.op([t.cast(scores, 4)], "N a S", 4, keep_out=True, forward=named + handed)
     chances = t.cast(t.cast(chances, setup.width), c)
     y = t.op([chances, v], "N q", c, [chances] * v.grad + [v] * chances.grad)
     return t.op([y], "N q", c)  # heads side by side again: a copy

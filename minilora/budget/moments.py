@@ -175,7 +175,7 @@ def handed_on(setup: Setup) -> int:
         return 0
     own = setup.library == "minilora"
     tables = 0 if own and setup.width == 4 else 2 * setup.width * setup.seq * setup.shape.head_dim
-    return tables + (setup.width * setup.seq**2 if setup.attention == "eager" and not own else 0)
+    return tables + (setup.width * setup.tokens * setup.seq if setup.attention == "eager" and not own else 0)
 
 
 def optimizer_temporary(setup: Setup) -> memory.Part:
