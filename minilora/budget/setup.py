@@ -169,7 +169,7 @@ def _check(setup: Setup) -> None:
         value = getattr(setup, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise MiniloraError(f"{name} is {value!r}; give a whole number of at least 1")
-    for each in setup.targeted:
+    for each in sorted(setup.targeted, key=lambda each: min(each.inputs, each.outputs))[:1]:  # the tightest: its limit holds for all
         if setup.rank > min(each.inputs, each.outputs):
             raise MiniloraError(
                 f"rank {setup.rank} is above the smaller side of {each.name} ({each.outputs} × {each.inputs}); "

@@ -139,7 +139,7 @@ def test_prices_carry_their_date(capsys):
 
 @pytest.mark.parametrize("argv, message", [
     (["--model", "lama-7b"], "unknown model 'lama-7b'.*llama-7b"), (["--gpu", "T5"], "unknown GPU 'T5'.*T4"), (["--batch", "0"], "batch is 0.*at least 1"),
-    (["--rank", "257"], "rank 257 is above .* at most"), (["--rank", "0"], "rank is 0"), (["--seq", "0"], "seq is 0"), (["--steps", "0"], "--steps is 0"),
+    (["--rank", "257"], "rank 257 is above .* at most 128"), (["--rank", "0"], "rank is 0"), (["--seq", "0"], "seq is 0"), (["--steps", "0"], "--steps is 0"),
     (["--method", "qlra"], "'qlra'.*qlora"), (["--targets", "q_prj"], "'q_prj'.*q_proj"), (["--optimizer", "adamw8"], "'adamw8'.*adamw8bit"),
     (["--precision", "bf61"], "'bf61'.*bf16"), (["--picture", "budget.gif"], "budget.gif.*svg"), (["--bathc", "1"], "--bathc.*--help"),
     (["--model", "tests"], "tests|config.json"), (["--model", "mt0-large"], "mt0-large is no Llama.*inference"), (["--picture", "/proc/budget.svg"], "cannot write"),
