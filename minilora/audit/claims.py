@@ -116,7 +116,7 @@ def read_lesson(path: Path) -> dict[str, list[str]]:
             if claim := re.fullmatch(r"claim-(C\d\d)", tag):
                 said = found.setdefault(claim[1], [])
                 lines = (line for output in cell.get("outputs", []) for line in _text(output).splitlines())
-                said += [match[2].strip() for line in lines if (match := LINE.match(line)) and match[1] == claim[1]]
+                said += [match[2].strip().rstrip(";,") for line in lines if (match := LINE.match(line)) and match[1] == claim[1]]
     return found
 
 

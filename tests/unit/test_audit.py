@@ -83,7 +83,7 @@ def notebook(folder, name, cells, count=1):
 
 def test_verdicts_are_read_from_the_tagged_cells(tmp_path):
     notebook(tmp_path, "08-lora.ipynb", [
-        ("claim-C27", ["a line\n", "C27, an identity: holds, exactly\n"]), ("claim-C27", "C27: a + b: holds. More: holds if you look\n"),
+        ("claim-C27", ["a line\n", "C27, an identity: holds, exactly\n"]), ("claim-C27", "C27: a + b: holds. More: holds if you look;\nwhich goes on below\n"),
         ("claim-C35", "no verdict in the right form\n"), ("setup", "C33, in a cell without its tag: holds\n"), ("claim-C28", "C29, another claim: holds\n"),
     ])
     found = claims.gather(tmp_path)
