@@ -10,7 +10,7 @@ Where numerics differ: bytes, not rounded; GiB only where text is made.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -99,16 +99,22 @@ def _estimate(setup: Setup) -> Budget:
     parts["gradients"] = memory.gradients(setup)
     averages = memory.optimizer_states(setup)
     parts.update(averages)
-    parts["activations"] = activations.kept(setup)
+    kept, copies = activations.kept(setup), activations.copies(setup)
+    parts["activations"] = replace(kept, bytes=kept.bytes - copies.bytes)
+    if copies.bytes:
+        parts["16-bit weight copies"] = copies
+        parts["activations"] = replace(parts["activations"], formula=f"{kept.formula}; less {copies.bytes:,} B of weight copies")
     forward, backward = moments.step_peaks(setup)
     temporary = moments.optimizer_temporary(setup)
-    passing = max(forward, backward) - parts["activations"].bytes
+    passing = max(forward, backward) - kept.bytes
     parts["optimizer temporaries"] = temporary
-    text = "the worst instant of forward and backward − activations"
-    parts["backward temporaries"] = Part(max(0, passing - parts["gradients"].bytes * setup.whole), text, "gradients in flight, logits, decoded weights")
+    gone = parts["gradients"].bytes * setup.whole
+    text = f"{max(forward, backward):,} B at the worst instant of forward and backward − {kept.bytes:,} B kept"
+    text += f" − {gone:,} B of gradients" if gone else ""
+    parts["backward temporaries"] = Part(max(0, passing - gone), text, "gradients in flight, logits, decoded weights")
     state = sum(part.bytes for part in averages.values() if not part.host)
     base = held + state
-    update = base + parts["gradients"].bytes + temporary.bytes + moments.handed_on(setup)
+    update = base + parts["gradients"].bytes + temporary.bytes + moments.left_over(setup)
     found = {
         "forward": Moment(base + forward, f"{base:,} B held + {forward:,} B kept and passing", "weights, averages, activations so far"),
         "backward": Moment(base + backward, f"{base:,} B held + {backward:,} B kept and passing", "activations, gradients so far, one node's temporaries"),

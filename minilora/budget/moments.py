@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import memory
+from . import activations, memory
 from .activations import Op, Record, Value, record
 from .setup import Setup
 
@@ -118,6 +118,9 @@ def step_peaks(setup: Setup) -> tuple[int, int]:
 
     Layers from the second on are equal, so what stands grows evenly from one to the next, and the worst is at one end.
     """
+    if setup.shape.family != "llama":  # a rule of thumb: what is kept, gradients, and two more matrices of logits
+        kept = activations.kept(setup).bytes
+        return kept, kept + 8 * setup.tokens * setup.shape.vocab + memory.gradients(setup).bytes
     layers = min(setup.shape.layers, WALKED)
     found, others = record(setup, layers), setup.shape.layers - layers
     middle = found.tape.ops[found.starts[-2] : found.starts[-1]]
@@ -159,7 +162,8 @@ def _checkpointed(found: Record, kept: int, gradients: int) -> tuple[int, int]:
         layer = ops[starts[number] : starts[number + 1]]
         if number + 1 == len(found.inputs) // 2:
             walk.live += gradients - kept
-        walk.live -= found.inputs[number].bytes  # counted again where the layer keeps it
+        if number or not leaf(found.tape.setup):
+            walk.live -= found.inputs[number].bytes  # counted again where the layer keeps it
         walk.forward(layer, keep=True)
         walk.backward(layer)
     if len(found.inputs) == 1:
@@ -167,6 +171,16 @@ def _checkpointed(found: Record, kept: int, gradients: int) -> tuple[int, int]:
     walk.live -= passed
     walk.backward(ops[: starts[0]])
     return forward, walk.peak
+
+
+def leaf(setup: Setup) -> bool:
+    """Whether token vectors are a leaf of the graph: transformers asks for their gradient, and both stay with the loss."""
+    return setup.adapters and setup.input_grads
+
+
+def left_over(setup: Setup) -> int:
+    """What the loss still holds while the optimizer works."""
+    return handed_on(setup) + (2 * setup.width * setup.tokens * setup.shape.hidden if leaf(setup) else 0)
 
 
 def handed_on(setup: Setup) -> int:

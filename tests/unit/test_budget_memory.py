@@ -120,6 +120,23 @@ def test_a_budget_is_whole():
     assert paged.host and paged.total == sum(part.bytes for part in paged.parts.values()) - paged.host
 
 
+def test_other_families_are_answered_roughly():
+    """GPT-3 by Megatron's form: 34·s·b·h a layer; the paper's 16 bytes of state a parameter are exact."""
+    whole = estimate("gpt-3", method="full", seq=2048, checkpointing=False)
+    assert whole.parts["activations"].bytes == 96 * 2048 * 34 * 12288 * 2 + 4 * 2048 * 50257  # fp32: twice the 16-bit form
+    assert sum(whole.parts[name].bytes for name in ("weights", "gradients", "optimizer states")) == 16 * 174_604_259_328
+    for name in ("gpt-neox-20b", "mt0-large"):
+        assert estimate(name, method="lora").peak_allocated > estimate(name, method="qlora").peak_allocated
+
+
+def test_autocast_copies_are_told_apart():
+    """mixed: 2 B for every weight in a product; what remains is smaller than what fp32 keeps."""
+    shape = catalog.model("llama-3.2-1b")
+    parts = estimate(shape, method="mixed", checkpointing=False).parts
+    assert parts["16-bit weight copies"].bytes == 2 * (shape.linear_parameters + shape.table)
+    assert parts["activations"].bytes < estimate(shape, method="full", checkpointing=False).parts["activations"].bytes
+
+
 def test_the_cache_and_one_token():
     parts = estimate("llama-2-70b", method="inference", base="4bit", batch=2, seq=1000).parts
     assert parts["KV cache"].bytes == 2 * 2 * 80 * 2000 * 1024
