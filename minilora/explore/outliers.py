@@ -121,12 +121,12 @@ def render(found: dict) -> tuple[str, str]:
         f"{apart}, {100 * len(columns) / features:.1f} %. Outliers × {found['factor']}: the product is off by {100 * found['error']:.2f} % "
         f"({100 * found['exact weights']:.2f} % if the weights of these columns were not rounded), in plain int8 by {100 * found['plain']:.2f} %."
     )
-    places = np.arange(1, len(THRESHOLDS))
+    places = np.log2(THRESHOLDS[1:])
     curves, plain = 100 * found["curves"][1:], 100 * found["plain"]
-    mark = (THRESHOLDS.index(found["threshold"]), 100 * found["error"]) if found["threshold"] else None
+    mark = (np.log2(found["threshold"]), 100 * found["error"]) if found["threshold"] else None
     lines = svg.lines(
         {"two parts": (places, curves[:, 0]), "exact weights": (places, curves[:, 1]), "plain int8": (places, np.full(len(places), plain))},
-        x_label=f"position of the threshold slider, from {THRESHOLDS[1]} to {THRESHOLDS[-1]}", y_label="error of the product in %",
+        x_label=f"threshold as a power of two, 2^x: from {THRESHOLDS[1]} to {THRESHOLDS[-1]}", y_label="error of the product in %",
         y_range=(0, max(float(curves.max()), plain) * 1.05), mark=mark, height=230,
     )
     return label, layout.below([_map(found["x"], columns), lines])
