@@ -12,6 +12,7 @@ split model are booked as if all stood at the worst moment.
 from __future__ import annotations
 
 import functools
+import math
 
 from ..budget import catalog, estimate
 from ..budget.estimate import SEGMENT, WORKSPACES, Budget
@@ -75,6 +76,17 @@ def _table(model: str, precision: str, method: str) -> dict | None:
     return {(name, count): share(told, catalog.gpu(name), count) for name in CARDS for count in COUNTS}
 
 
+def need(model: str, precision: str, method: str, card: str, count: int = 1) -> float:
+    """Bytes on each of `count` cards at the worst moment; infinity where the method cannot train such weights."""
+    table = _table(model, precision, method)
+    return sum(table[card, count].values()) if table else math.inf
+
+
+def suffices(model: str, precision: str, method: str, card: str, count: int = 1) -> bool:
+    """Whether so many cards hold it."""
+    return need(model, precision, method, card, count) <= catalog.gpu(card).usable
+
+
 def compute(model: str, precision: str, method: str, card: str, count: int) -> dict:
     """What each GPU must hold, for the chosen setting and for all cards and counts."""
     return {"model": model, "precision": precision, "method": method, "card": card, "count": count,
@@ -83,7 +95,7 @@ def compute(model: str, precision: str, method: str, card: str, count: int) -> d
 
 def _amount(size: float) -> str:
     """Bytes in GB, two digits at least."""
-    return f"{size / 1e9:,.0f}" if size >= 99.5e9 else f"{size / 1e9:.1f}"
+    return f"{size / 1e9:,.0f}" if size >= 99.5e9 else f"{size / 1e9:.1f}" if size >= 1e9 or not size else f"{size / 1e9:.2g}"
 
 
 def _bar(parts: dict[str, float], room: float, card: str) -> str:

@@ -41,5 +41,7 @@ def test_sixteen_bytes_a_parameter_on_four_cards():
 def test_what_cannot_be_trained_is_said():
     label, picture = fits.render(fits.compute("llama-2-7b", "4", "full fine-tuning", "T4", 1))
     assert "no such thing" in label and "✓" not in picture and "✗" not in picture
+    assert not fits.suffices("smollm2-360m", "4", "full fine-tuning", "B200", 64)
     label, picture = fits.render(fits.compute("llama-2-7b", "4", "LoRA", "T4", 1))
     assert "it fits" in label and "✓" in picture
+    assert fits.suffices("llama-2-7b", "4", "LoRA", "T4") and not fits.suffices("llama-2-13b", "16", "LoRA", "T4")
