@@ -1,10 +1,9 @@
 """The line that warns before a run would fill the memory: what it will need, what is free, and what to change.
 
 What it replaces: "CUDA out of memory" after the model was loaded, or the kernel ending the process without a word.
-How it works: `finetune` hands over its settings; `minilora.budget` counts the step on our own Llama, this file asks the machine what is free
-(CUDA's own figure; on Linux what /proc/meminfo calls available, or less where a control group allows less), and if the run needs more, one
-line on standard error names both and the mildest option that makes it fit. A budget that cannot be made, for whatever reason, is no reason not
-to train: then nothing is said.
+How it works: `finetune` hands over its settings; `minilora.budget` counts the step on the Llama that will run (ours, or transformers' with PEFT's
+layers), `machine.py` says what is free, and if the run needs more, one line on standard error names both and the mildest option that makes it fit. A budget that
+cannot be made, for whatever reason, is no reason not to train: then nothing is said.
 What it leaves out: refusing. The forecast may be wrong, and the machine may have swap; who is warned may go on.
 Where numerics differ: see `minilora.budget`; on a processor the interpreter and torch take some hundred MB more.
 """
@@ -14,36 +13,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-MEMINFO = Path("/proc/meminfo")
-GROUPS = ((Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-          (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")))
+from ..machine import available
+
+RUNS = {"minilora": {"library": "minilora"}, "peft": {"library": "transformers", "detour": "plain"}}  # whose Llama and whose adapters, by backend
 LIBRARIES = 400 * 10**6  # what torch and the tokenizer take on a processor, beside the step's tensors
 
 
-def available(device: str) -> int | None:
-    """Bytes that are free on the device; None where the system does not say."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0]
-    found = []
-    if MEMINFO.is_file():
-        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in fields:
-            found.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for most, used in GROUPS:
-        if most.is_file() and used.is_file() and most.read_text().strip().isdigit():
-            found.append(int(most.read_text()) - int(used.read_text()))
-    return max(0, min(found)) if found else None
-
-
 def setup_of(settings: dict, folder: Path, device: str, longest: int):
-    """The budget's setup for the settings of `finetune`: our Llama, rows as long as the longest."""
+    """The budget's setup for the settings of `finetune`: the backend's Llama, rows as long as the longest."""
     from ..budget.setup import make
 
     cuda = device.startswith("cuda")
     halves = settings["precision"] in ("bf16", "fp16") or cuda and settings["precision"] == "auto"
-    common = dict(batch=settings["batch"], seq=longest, checkpointing=bool(settings["checkpointing"]), library="minilora", device="cuda" if cuda else "cpu", foreach=cuda)
+    common = dict(batch=settings["batch"], seq=longest, checkpointing=bool(settings["checkpointing"]), device="cuda" if cuda else "cpu", foreach=cuda)
+    common.update(RUNS[settings.get("backend", "minilora")])
     if settings["method"] == "full":
         return make(folder, method="mixed" if halves else "full", **common)
     precision = "bf16" if halves and keeps_halves(device) else "autocast" if halves else "fp32"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from minilora import budget
+from minilora import budget, machine
 from minilora.budget import catalog
 from minilora.budget.table import GB, binary, decimal
 from minilora.cli import main
@@ -179,15 +179,15 @@ def test_what_is_free_is_asked_of_the_system(tmp_path, monkeypatch):
     info = tmp_path / "meminfo"
     info.write_text("MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n")
     most, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(foresee, "MEMINFO", info)
-    monkeypatch.setattr(foresee, "GROUPS", ((most, used),))
-    assert foresee.available("cpu") == 8_192_000_000
+    monkeypatch.setattr(machine, "MEMINFO", info)
+    monkeypatch.setattr(machine, "GROUPS", ((most, used),))
+    assert machine.available("cpu") == 8_192_000_000
     most.write_text("3000000000\n"), used.write_text("1000000000\n")
-    assert foresee.available("cpu") == 2_000_000_000
+    assert machine.available("cpu") == 2_000_000_000
     most.write_text("max\n")
-    assert foresee.available("cpu") == 8_192_000_000
-    monkeypatch.setattr(foresee, "MEMINFO", tmp_path / "nowhere")
-    assert foresee.available("cpu") is None and foresee.warning(settings(), BASE, "cpu", 100) is None
+    assert machine.available("cpu") == 8_192_000_000
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "nowhere")
+    assert machine.available("cpu") is None and foresee.warning(settings(), BASE, "cpu", 100) is None
 
 
 def test_finetune_warns_and_trains_all_the_same(tmp_path, capsys, monkeypatch):
