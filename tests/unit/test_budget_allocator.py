@@ -40,6 +40,10 @@ def test_small_blocks_share_a_segment_of_2_MiB():
     assert played(*[512 * KIB] * 5).reserved == 4 * MIB
 
 
+def test_the_last_512_bytes_of_a_segment_are_worth_a_block():
+    assert played(MIB, MIB - 512, 512).reserved == 2 * MIB
+
+
 def test_a_middle_block_leaves_the_rest_of_20_MiB_to_the_next():
     assert played(4 * MIB, 9 * MIB, 7 * MIB).reserved == 20 * MIB
     assert played(4 * MIB, 9 * MIB, 7 * MIB + 512).reserved == 40 * MIB
