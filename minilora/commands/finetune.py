@@ -1,6 +1,6 @@
 """`minilora finetune`: data and a model in, an adapter (or all weights) out.
 
-What it replaces: TRL's `sft.py` with PEFT and bitsandbytes flags.
+What it replaces: TRL's `sft.py` with PEFT and bitsandbytes flags; `--backend peft` runs these libraries (see peft_backend.py) in our own loop.
 How it works: settings are settled and everything is read before anything is written; then the model is loaded, quantized
 for qlora and int8, given its adapter, and trained by train.fit into the run's folder. `--resume` takes the settings from run.json,
 so `minilora finetune --out DIR --resume` is enough, and refuses what would make it another run.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from ..errors import MiniloraError
-from . import foresee, models
+from . import foresee, models, peft_backend
 
 # Every default, in one place. `lr` is by method: an adapter stands more than all weights at once.
 DEFAULTS = {
@@ -46,6 +46,7 @@ DEFAULTS = {
     "eval_every": 0,
     "save_every": 50,
     "device": None,
+    "backend": "minilora",
 }
 LEARNING_RATE = {"lora": 3e-3, "qlora": 3e-3, "int8": 3e-3, "full": 1e-3}
 MAX_SEQ = 512
@@ -85,6 +86,7 @@ def add_arguments(parser) -> None:
     add("--eval-every", "steps between validations, 0: at start and end only", type=int)
     add("--save-every", "steps between saved states", type=int)
     add("--device", "cpu or cuda (default: cuda where there is one)")
+    add("--backend", "minilora: our own Llama, adapters and quantization; peft: transformers, peft and bitsandbytes", choices=["minilora", "peft"])
     parser.add_argument("--resume", action="store_true", help="go on from the last good state in --out, with its settings")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run already")
 
@@ -94,13 +96,13 @@ def add_arguments(parser) -> None:
 
 def settle(args, saved: dict | None) -> dict:
     """One dict of settings: what was typed, else the saved run's (on --resume), else DEFAULTS."""
-    base = {**DEFAULTS, "data": None, **(saved or {})}
+    base = {**DEFAULTS, "data": None, **(saved or {})}  # a run from before a setting was there had its default
     typed = {name: getattr(args, name) for name in base if getattr(args, name, None) is not None}
     if saved is not None:
         for name, value in typed.items():
-            if value != saved.get(name) and name not in MAY_CHANGE:
+            if value != base[name] and name not in MAY_CHANGE:
                 flag = "--" + name.replace("_", "-")
-                raise MiniloraError(f"{flag} {value} is not what this run began with ({saved.get(name)}); leave it out, or begin anew with another --out")
+                raise MiniloraError(f"{flag} {value} is not what this run began with ({base[name]}); leave it out, or begin anew with another --out")
     settings = {**base, **typed}
     if settings["data"] is None:
         raise MiniloraError("--data is missing; give a .jsonl file, or a folder such as data/tasks/extract")
@@ -112,6 +114,8 @@ def settle(args, saved: dict | None) -> dict:
         raise MiniloraError(f"--code {typed['code']} says nothing for --method {settings['method']}; leave it out, or choose --method qlora")
     if settings["code"] == models.INT8:
         raise MiniloraError(f"--code {models.INT8} is no code book for qlora's blocks; leave it out and choose --method int8")
+    if settings["backend"] == "peft":
+        peft_backend.refuse(settings)
     if settings["lr"] is None:
         settings["lr"] = LEARNING_RATE[settings["method"]]
     return settings
@@ -203,14 +207,15 @@ def fingerprint_folder(folder: Path) -> str:
     return total.hexdigest()
 
 
-def versions() -> dict:
+def versions(settings: dict) -> dict:
     import platform
 
     import torch
 
     from .. import __version__
 
-    return {"minilora": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    theirs = peft_backend.versions() if settings["backend"] == "peft" else {}
+    return {"minilora": __version__, "python": platform.python_version(), "torch": torch.__version__, **theirs}
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -218,6 +223,8 @@ def versions() -> dict:
 
 def build(settings: dict, folder: Path, device: str):
     """The model, ready to be trained: loaded, quantized for qlora and int8, with its adapter; returns (model, quantization)."""
+    if settings["backend"] == "peft":
+        return peft_backend.build(settings, folder, device, parse_targets(settings["targets"]))
     import torch
 
     from .. import lora
@@ -235,8 +242,19 @@ def build(settings: dict, folder: Path, device: str):
     return model, quantization
 
 
+def count(model, settings: dict) -> tuple[int, int]:
+    """(trainable, all) as counts of numbers, packed ones as what they stand for."""
+    if settings["backend"] == "peft":
+        from ..hub import count_parameters
+    else:
+        from ..lora import count_parameters
+    return count_parameters(model)
+
+
 def export(model, settings: dict, folder: Path, out: Path) -> str:
     """Write what was trained into the run's folder; returns the name of the weights' file."""
+    if settings["backend"] == "peft":
+        return peft_backend.export(model, settings, folder, out)
     if settings["method"] == "full":
         from .merge import copy_tokenizer
 
@@ -289,8 +307,6 @@ def run(args) -> int:
 
 
 def _train(settings: dict, config, run_folder, args, began: float) -> int:
-    from ..lora import count_parameters
-    from ..llama import Config
     from ..text import Tokenizer
     from ..train import fit
 
@@ -300,12 +316,12 @@ def _train(settings: dict, config, run_folder, args, began: float) -> int:
     rows, valid = read_rows(settings, tokenizer, models.positions(folder))
     foresee.warn(settings, folder, device, rows)
     model, quantization = build(settings, folder, device)
-    trainable, total = count_parameters(model)
+    trainable, total = count(model, settings)
     marks = {"data": fingerprint(rows), "model": fingerprint_folder(folder)}
     if args.resume:
         _same_run(run_folder.saved_about(), marks, settings)
     run_folder.about = {
-        "settings": settings, "quantization": quantization, "marks": marks, "versions": versions(),
+        "settings": settings, "quantization": quantization, "marks": marks, "versions": versions(settings),
         "parameters": {"trainable": trainable, "total": total},
     }
     print(f"{settings['method']} on {settings['model']}: {trainable:,} of {total:,} parameters learn ({100 * trainable / total:.2f} %)")
