@@ -25,7 +25,8 @@ def test_a_split_holds_its_share_and_what_stays_whole(method, bits):
     one, many = fits.share(told, card, 1), fits.share(told, card, 64)
     assert many["weights"] == pytest.approx(one["weights"] / 64) and many["optimizer states"] == pytest.approx(one["optimizer states"] / 64)
     layer = told.setup.shape.linear_parameters / told.setup.shape.layers * {"4": 0.5, "8": 1, "16": 2, "32": 4, "32 + 16": 4}[bits]
-    assert many["activations and temporaries"] >= layer
+    assert many["activations and temporaries"] >= layer * (2 if method == "full fine-tuning" else 1)  # a layer, and its gradient where it trains
+    assert one["gradients"] == pytest.approx(told.parts["gradients"].bytes if told.setup.whole else one["gradients"])
 
 
 def test_sixteen_bytes_a_parameter_on_four_cards():
@@ -45,3 +46,10 @@ def test_what_cannot_be_trained_is_said():
     label, picture = fits.render(fits.compute("llama-2-7b", "4", "LoRA", "T4", 1))
     assert "it fits" in label and "✓" in picture
     assert fits.suffices("llama-2-7b", "4", "LoRA", "T4") and not fits.suffices("llama-2-13b", "16", "LoRA", "T4")
+
+
+def test_a_gathered_layer_is_its_weights_and_its_gradient_where_it_trains():
+    shape = catalog.model("llama-2-7b")
+    layer = shape.linear_parameters // shape.layers
+    for method, each in {"full": 8, "full-bf16": 4, "lora": 2, "inference": 2}.items():
+        assert fits._gathered(estimate("llama-2-7b", method=method)) == each * layer
