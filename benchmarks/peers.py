@@ -7,7 +7,7 @@ on the meta device, and must give what the rule in `peers` gives. Writes `result
 What it leaves out: the driver's context and the allocator's rounding, which no rule here claims to know.
 Where numerics differ: bytes are exact; the rules are what they are.
 
-    python benchmarks/peers.py
+    python benchmarks/peers.py            # `--keep` predicts anew beside the peaks that were measured last
 """
 
 from __future__ import annotations
@@ -61,18 +61,23 @@ def told(setup: Setup) -> str:
     return f"{setup.shape.name} {setup.method}{adapter}, {setup.batch} × {setup.seq}{', checkpointing' if setup.checkpointing else ''}"
 
 
-def row(settings: dict) -> dict:
-    """One setup: what was measured, what we say, what the others say."""
+def measure(setup: Setup) -> dict:
+    """The ledger's peak of a step, in bytes, and how long it took."""
     from minilora.budget import ledger
 
+    found = ledger.measure(setup)
+    return {"ledger": found.peak, "ledger_seconds": round(found.seconds, 1)}
+
+
+def row(settings: dict, kept: dict) -> dict:
+    """One setup: what was measured (now, or in `kept`), what we say, what the others say."""
     setup = make(**settings)
-    measured = ledger.measure(setup)
+    measured = kept.get(told(setup)) or measure(setup)
     said = {peer.name: peer.rule(setup) for peer in peers.PEERS}
     run = accelerate_says(setup)
     if abs(run / said["accelerate"] - 1) > 0.001:
         raise SystemExit(f"{told(setup)}: accelerate says {run:,.0f}, the rule in minilora.budget.peers {said['accelerate']:,.0f}; mend the rule")
-    return {"setup": settings, "told": told(setup), "ledger": measured.peak, "ours": estimate(setup).peak_allocated, "peers": said,
-            "ledger_seconds": round(measured.seconds, 1)}
+    return {"setup": settings, "told": told(setup), "ours": estimate(setup).peak_allocated, "peers": said, **measured}
 
 
 def errors(rows: list[dict]) -> dict[str, dict]:
@@ -88,10 +93,13 @@ def errors(rows: list[dict]) -> dict[str, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=int, metavar="N", help="the first N setups, written nowhere")
-    only = parser.parse_args().only
-    rows = []
+    parser.add_argument("--keep", action="store_true", help="measure nothing that the results file has")
+    args = parser.parse_args()
+    only, kept, rows = args.only, {}, []
+    if args.keep and RESULTS.exists():
+        kept = {r["told"]: {name: r[name] for name in ("ledger", "ledger_seconds")} for r in json.loads(RESULTS.read_text())["rows"]}
     for settings in TEN[:only]:
-        rows.append(row(settings))
+        rows.append(row(settings, kept))
         print(f"{rows[-1]['told']}: ledger {rows[-1]['ledger'] / 1e9:.2f} GB, ours {rows[-1]['ours'] / 1e9:.2f} GB, {rows[-1]['ledger_seconds']} s", flush=True)
     for name, found in errors(rows).items():
         print(f"{name}: mean error {100 * found['mean']:.1f} %, worst {100 * found['worst']:+.0f} %, {found['answers']} answers")
