@@ -7,7 +7,8 @@ inside `FakeTensorMode`, on tensors that have a shape, a type and a storage, but
 What it leaves out: dropout, accumulation over micro-batches, more than one device, 8-bit and paged optimizers, padding (every row is full,
 every token learned).
 Where numerics differ: a 4-bit weight is decoded into one new buffer of the compute type, as a kernel on a GPU does it; on a CPU ours takes
-a buffer that stays. In fake mode no number exists at all, so nothing here may depend on one.
+a buffer that stays. In fp32 our LoRA step adds its detour as on a GPU, with one temporary more than where a CPU's product adds in the
+same bits. In fake mode no number exists at all, so nothing here may depend on one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ledger beside the memory that the operating system sees: a real step in a process of its own, and the paper beside the ledger."""
+"""The ledger beside the memory that the operating system sees: a real step in a process of its own."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from minilora.budget import estimate
 from minilora.budget.catalog import Shape
 from minilora.budget.ledger import measure
 from minilora.budget.setup import make
