@@ -83,7 +83,9 @@ def test_time_and_money_by_hand():
     assert plan.updates == 939 and plan.seconds == pytest.approx(939 * 4 * seconds) and plan.days == pytest.approx(plan.seconds / 86400)
     assert plan.cost == pytest.approx((plan.seconds / 3600 * 2 * 1.19, plan.seconds / 3600 * 2 * 2.45))
     assert compute.plan(setup, "T4", examples=10).cost is None
-    assert compute.step_seconds(make("llama-7b", method="lora", seq=1), "A100 80")[1] == "memory"
+    seconds, bound = compute.step_seconds(make("llama-7b", method="full-bf16", optimizer="sgd", seq=1), "A100 80", 1.0)
+    passes = 3 + 2  # the weights read forward, again and backward; the gradients written and read
+    assert bound == "memory" and seconds == pytest.approx(passes * 2 * 6_738_415_616 / 2039e9)
     for share in (0, 1.1, -1):
         with pytest.raises(MiniloraError, match="utilisation"):
             compute.step_seconds(setup, "A100 80", share)
