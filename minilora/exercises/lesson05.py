@@ -43,6 +43,10 @@ ABSMAX = Exercise("05-absmax", "Whole numbers and one scale", _row, _absmax, [
           "astype(int) cuts off; round to the nearest first, with np.rint"),
     Wrong("the levels of b unsigned bits", lambda x, bits: _absmax(x, bits, top=lambda bits: 2**bits - 1),
           "2^b − 1 is the largest unsigned integer; one bit is needed for the sign"),
+    Wrong("7 whatever the bits", lambda x, bits: _absmax(x, bits, top=lambda bits: 7),
+          "7 belongs to 4 bits, as in the example; with b bits the largest integer is 2^(b−1) − 1"),
+    Wrong("the scale first", lambda x, bits: _absmax(x, bits)[::-1],
+          "the numbers are right, but the whole numbers come first and the scale second"),
 ])
 
 
@@ -61,6 +65,11 @@ def _zero_point(x, bits, *, steps=lambda bits: 2**bits - 1, z=lambda low, scale:
     return np.clip(np.rint(x / scale) + sign * zero, 0, top).astype(int), float(scale), int(zero)
 
 
+def _from_the_smallest(x, bits):
+    _, scale, zero = _zero_point(x, bits)
+    return np.rint((x - x.min()) / scale).astype(int), scale, zero
+
+
 ZERO_POINT = Exercise("05-zero-point", "A scale and a zero point", _skewed, _zero_point, [
     Wrong("2^b steps", lambda x, bits: _zero_point(x, bits, steps=lambda bits: 2**bits),
           "2^b codes have 2^b − 1 steps between them, as ten fence posts have nine gaps"),
@@ -70,6 +79,12 @@ ZERO_POINT = Exercise("05-zero-point", "A scale and a zero point", _skewed, _zer
           "without z all negative numbers are clipped to code 0; shift by z = round(−min/scale)"),
     Wrong("the zero point in the numbers' own unit", lambda x, bits: _zero_point(x, bits, z=lambda low, scale: np.rint(-low)),
           "z is a code, not a number of the data: divide −min by the scale before rounding"),
+    Wrong("distances from the smallest rounded", _from_the_smallest,
+          "the way back is (q − z) · scale with a whole z; nearest to x is round(x/scale) + z, and round((x − min)/scale) is sometimes its neighbour"),
+    Wrong("a zero point that is not whole", lambda x, bits: (*_from_the_smallest(x, bits)[:2], -x.min() * (2**bits - 1) / (x.max() - x.min())),
+          "z is a code, so it must be whole: round −min/scale before you add it"),
+    Wrong("the zero point with the wrong sign", lambda x, bits: (*_zero_point(x, bits)[:2], -_zero_point(x, bits)[2]),
+          "the codes are right, but z is the code of 0 itself, so it is positive: round(−min/scale)"),
 ])
 
 
@@ -89,13 +104,15 @@ def _nearest(x, levels, side="left"):
 
 NEAREST = Exercise("05-nearest", "The index of the nearest level", _levels_and_numbers, _nearest, [
     Wrong("ties to the upper level", lambda x, levels: _nearest(x, levels, side="right"),
-          "a number on a threshold takes the lower level here, as bitsandbytes does: count thresholds t with t < x, not t ≤ x"),
+          "a number on a midpoint takes the lower level here, as bitsandbytes does: count midpoints m with m < x, not m ≤ x"),
     Wrong("the next level above", lambda x, levels: np.clip(np.searchsorted(levels, x), 0, len(levels) - 1),
           "this finds the first level that is not below x; the nearest may be the one before: compare with the midpoints"),
     Wrong("the level below", lambda x, levels: np.clip(np.searchsorted(levels, x, side="right") - 1, 0, None),
           "this rounds down; count the midpoints below x instead of the levels"),
     Wrong("the level instead of its index", lambda x, levels: levels[_nearest(x, levels)],
           "the values are right, but what is stored is their index: leave out levels[…]"),
+    Wrong("the smallest of all distances", lambda x, levels: np.abs(x[:, None] - levels).argmin(1),
+          "right but for ties: on a midpoint the two distances are equal on paper, and their rounding errors decide; count midpoints instead"),
 ])
 
 
@@ -119,6 +136,11 @@ def _unscaled(bits, top):
     return normal_levels(bits, top) * NormalDist().inv_cdf(top)
 
 
+def _mirrored(bits, top, kept):
+    above = _quantiles(np.linspace(top, 0.5, 2 ** (bits - 1) + 1)[:-1])
+    return np.sort(np.concatenate([above, [0.0], -above[kept]])) / above.max()
+
+
 NORMAL = Exercise("05-normal", "Levels at quantiles of the normal distribution", _grid, normal_levels, [
     Wrong("no exact zero", _without_zero,
           "these are 2^b quantiles from 1 − top to top, and none of them is 0; take 2^(b−1) above zero, 2^(b−1) − 1 below, and 0 itself"),
@@ -128,6 +150,10 @@ NORMAL = Exercise("05-normal", "Levels at quantiles of the normal distribution",
           "these are evenly spaced numbers; it is the probabilities that are evenly spaced, the levels are their quantiles"),
     Wrong("the larger half below zero", lambda bits, top: -normal_levels(bits, top)[::-1],
           "here the extra level is below zero; 2^(b−1) levels stand above and 2^(b−1) − 1 below"),
+    Wrong("below as above, without the innermost", lambda bits, top: _mirrored(bits, top, slice(None, -1)),
+          "below zero the 2^(b−1) − 1 probabilities are spaced anew from top to ½; to leave out the innermost of the upper ones is not the same"),
+    Wrong("below as above, without the outermost", lambda bits, top: _mirrored(bits, top, slice(1, None)),
+          "the levels below zero start at `top`, too: their 2^(b−1) − 1 probabilities are spaced anew from top to ½"),
     Wrong("probabilities as levels", lambda bits, top: np.sort(np.concatenate([
         np.linspace(top, 0.5, 2 ** (bits - 1) + 1)[:-1] - 0.5, 0.5 - np.linspace(top, 0.5, 2 ** (bits - 1))])) / (top - 0.5),
           "these are the probabilities; send each through NormalDist().inv_cdf to get the quantile"),
@@ -185,6 +211,8 @@ CONSTANTS = Exercise("05-constants", "Bits per weight with double quantization",
           "an outer scale serves `outer` blocks, that is block · outer weights"),
     Wrong("both added in full", lambda bits, block, outer: bits + (32 + 8) / block + 32 / (block * outer),
           "the 32-bit scale of a block is replaced by an 8-bit code, not kept beside it"),
+    Wrong("8 and 32 exchanged", lambda bits, block, outer: bits + 32 / block + 8 / (block * outer),
+          "it is the other way round: the scale of a block takes 8 bits, the scale of `outer` scales takes 32"),
 ], tolerance=1e-9)
 
 EXERCISES = [ABSMAX, ZERO_POINT, NEAREST, NORMAL, PACK, CONSTANTS]

@@ -34,6 +34,8 @@ SAVED = Exercise("07-saved", "The share of the numbers that two thin matrices sa
           "this is right for rank 1; r columns and r rows are stored"),
     Wrong("in percent", lambda m, n, r: 100 * (1 - r * (m + n) / (m * n)),
           "a share lies between 0 and 1; leave out the factor of 100"),
+    Wrong("a count instead of a share", lambda m, n, r: m * n - r * (m + n),
+          "this is how many numbers are saved; divide by m · n for the share"),
 ])
 
 
@@ -51,6 +53,11 @@ def _sum(W, pick, *, values=True, transposed=True):
     return (u[:, pick] * (s[pick] if values else 1.0)) @ right[pick]
 
 
+def _factors(W, r):
+    u, s, vt = np.linalg.svd(W, full_matrices=False)
+    return u[:, :r] * s[:r], vt[:r]
+
+
 CUT = Exercise("07-cut", "The best approximation of rank r", _tall, lambda W, r: _sum(W, slice(r)), [
     Wrong("the smallest kept", lambda W, r: _sum(W, slice(-r, None)),
           "these are the r smallest directions; the largest come first in s"),
@@ -62,6 +69,8 @@ CUT = Exercise("07-cut", "The best approximation of rank r", _tall, lambda W, r:
           "NumPy returns Vᵀ already, with a direction in each row; do not transpose it again"),
     Wrong("the rest", lambda W, r: _sum(W, slice(r, None)),
           "this is what is left out; W minus it is what is asked for"),
+    Wrong("both factors returned", _factors,
+          "these are the two thin matrices; return their product"),
 ])
 
 
@@ -80,7 +89,7 @@ ERROR = Exercise("07-error", "The error, before it is made", _error_inputs, lamb
     Wrong("what is kept", lambda s, r: math.sqrt((s[:r] ** 2).sum()),
           "this is the length of what is kept; the error is made of what is left out, s[r:]"),
     Wrong("only the next value", lambda s, r: s[r],
-          "s[r] is the error in the spectral norm, the worst direction; the Frobenius norm counts all that are left out"),
+          "s[r] is only the first of the values left out; all of them count"),
     Wrong("one too few", lambda s, r: math.sqrt((s[r + 1 :] ** 2).sum()),
           "s[r] is left out, too: counting starts at 0, so the r kept ones are s[0] … s[r − 1]"),
 ])
@@ -100,6 +109,13 @@ def _power(W, v, steps, *, back=True, length=True):
     return float(np.linalg.norm(W @ v))
 
 
+def _after(W, v, steps):
+    for _ in range(steps):
+        v = W.T @ (W @ v)
+        v = v / np.linalg.norm(v)
+    return v
+
+
 POWER = Exercise("07-power", "The largest singular value by the power method", _power_inputs, _power, [
     Wrong("length not set to 1", lambda W, v, steps: _power(W, v, steps, length=False),
           "v grows at each step; divide it by its length, then ‖Wv‖ is the stretch alone"),
@@ -108,9 +124,11 @@ POWER = Exercise("07-power", "The largest singular value by the power method", _
     Wrong("one step too many", lambda W, v, steps: _power(W, v, steps + 1),
           "the loop has run one time too often; after `steps` rounds measure ‖Wv‖ without going round again"),
     Wrong("squared", lambda W, v, steps: _power(W, v, steps) ** 2,
-          "this is σ², by which WᵀW stretches; W stretches by σ, its root"),
+          "this is s₁², by which WᵀW stretches; W stretches by s₁, its root"),
     Wrong("the way back forgotten", lambda W, v, steps: _power(W, v, steps, back=False),
           "W turns a v of n numbers into one of m; go back with Wᵀ, or the next round works on something else"),
+    Wrong("the length before the last division", lambda W, v, steps: float(np.linalg.norm(W.T @ (W @ _after(W, v, steps - 1)))),
+          "this is how much WᵀW stretched v in the last round; give v the length 1, then measure ‖Wv‖"),
 ])
 
 
