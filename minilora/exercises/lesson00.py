@@ -40,5 +40,7 @@ EXERCISES = [
               "a name in small letters is not the same answer; leave the case as it is"),
         Wrong("the share of wrong answers", lambda a, e: sum(x.strip() != y.strip() for x, y in zip(a, e)) / len(e),
               "this is the share of answers that differ; count the equal ones"),
+        Wrong("in percent", lambda a, e: 100 * _score(a, e),
+              "this is in percent; a share runs from 0.0 to 1.0, so leave the 100 out"),
     ]),
 ]

@@ -55,9 +55,9 @@ def _tape(rng):
             [(4, s[8]), (5, s[9])], [(2, s[10]), (7, s[11])]],
 
 
-def _sweep(tape, *, add=True, chain=True, seed=1.0):
+def _sweep(tape, *, add=True, chain=True, seed=1.0, begin=0.0):
     """The reference, and by its switches the ways to get it wrong."""
-    slopes = [0.0] * len(tape)
+    slopes = [begin] * len(tape)
     slopes[-1] = seed
     for i in reversed(range(len(tape))):
         for j, local in tape[i]:
@@ -75,6 +75,15 @@ def _forwards(tape):
     return slopes
 
 
+def _upwards(tape):
+    slopes = [0.0] * len(tape)
+    slopes[-1] = 1.0
+    for i in reversed(range(len(tape))):
+        for j, local in tape[i]:
+            slopes[i] += local * slopes[j]
+    return slopes
+
+
 SWEEP = Exercise("01-sweep", "Slopes from the last value to the first", _tape, _sweep, [
     Wrong("the last use wins", lambda tape: _sweep(tape, add=False),
           "a value that is used twice gets two contributions; you overwrite the first one where you should add (+=)"),
@@ -84,6 +93,10 @@ SWEEP = Exercise("01-sweep", "Slopes from the last value to the first", _tape, _
           "you walk from the first value to the last, where nothing has arrived yet; begin at the end"),
     Wrong("a start of zero", lambda tape: _sweep(tape, seed=0.0),
           "all is zero, because the last value's slope is; d last / d last is 1"),
+    Wrong("all begin at one", lambda tape: _sweep(tape, begin=1.0),
+          "only the last value begins with slope 1; all others begin at 0 and wait for what is handed on to them"),
+    Wrong("the wrong way along a step", _upwards,
+          "you hand on from the inputs j to value i; going backward value i hands on to its inputs: slopes[j] grows by slope · slopes[i]"),
 ])
 
 
@@ -140,6 +153,8 @@ LIMIT = Exercise("01-limit", "The largest learning rate", _points, _limit, [
           "you add up the eigenvalues (that is the trace); only the largest sets the limit"),
     Wrong("a singular value not squared", lambda X: float(2 / (2 / len(X) * np.linalg.norm(X, 2))),
           "the largest eigenvalue of XᵀX is the *square* of X's largest singular value"),
+    Wrong("columns counted, not rows", lambda X: float(2 / max(np.linalg.eigvalsh(2 / X.shape[1] * X.T @ X))),
+          "you divide by k, the columns of X; N is the number of its rows, len(X)"),
 ])
 
 
@@ -151,14 +166,16 @@ def _history(rng):
     return p, g, m, rng.uniform(0.1, 1.0, size=4), int(rng.integers(2, 6))
 
 
-def _adamw(p, g, m, v, t, *, lr=0.1, b1=0.9, b2=0.99, eps=0.1, decay=0.5, correct=(True, True), inside=False, coupled=False, root=True):
+def _adamw(p, g, m, v, t, *, lr=0.1, b1=0.9, b2=0.99, eps=0.1, decay=0.5,
+           correct=(True, True), inside=False, coupled=False, root=True, square=True):
     """The reference, and by its switches the ways to get it wrong."""
     if coupled:
         g, decay = g + decay * p, 0.0
-    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * (g * g if square else g)
     m_hat = m / (1 - b1**t) if correct[0] else m
     v_hat = v / (1 - b2**t) if correct[1] else v
-    size = np.sqrt(v_hat + eps) if inside else (np.sqrt(v_hat) if root else v_hat) + eps
+    with np.errstate(invalid="ignore"):  # without the square v can be negative
+        size = np.sqrt(v_hat + eps) if inside else (np.sqrt(v_hat) if root else v_hat) + eps
     return p * (1 - lr * decay) - lr * m_hat / size, m, v
 
 
@@ -177,6 +194,10 @@ ADAMW = Exercise("01-adamw", "One step of AdamW", _history, _adamw, [
           "p is not shrunk; multiply it by 1 − lr · decay"),
     Wrong("the corrected averages kept", lambda p, g, m, v, t: _kept_corrected(p, g, m, v, t),
           "the step is right, but you return m̂ and v̂; keep m and v themselves for the next step"),
+    Wrong("only p returned", lambda *a: _adamw(*a)[0],
+          "the step is right, but the next one needs the averages, too: return p, m, v"),
+    Wrong("g not squared", lambda *a: _adamw(*a, square=False),
+          "v averages g itself; it averages the *squares* of the gradients"),
 ])
 
 

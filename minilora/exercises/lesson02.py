@@ -64,6 +64,10 @@ def _overflowing(logits, targets):
 CROSS_ENTROPY = Exercise("02-cross-entropy", "The loss of a language model", _scores, lambda z, t: -_picked(z, t).mean(), [
     Wrong("exp overflows", _overflowing,
           "exp(1000) is infinite; subtract each row's largest score first (that changes no probability), or use logsumexp"),
+    Wrong("the sum of exp overflows", lambda z, t: (z.exp().sum(-1).log() - z[range(len(t)), t]).mean(),
+          "the sum of exp(1000) is infinite; subtract each row's largest score first, or use logsumexp"),
+    Wrong("the largest subtracted once", lambda z, t: ((z - z.max(-1, keepdim=True).values).logsumexp(-1) - z[range(len(t)), t]).mean(),
+          "you subtract the largest score inside the sum only; pick the right token's score from the shifted scores, too"),
     Wrong("the sign", lambda z, t: _picked(z, t).mean(),
           "the logarithm of a probability is negative; the loss is minus that, so that lower is better"),
     Wrong("a sum, not a mean", lambda z, t: -_picked(z, t).sum(),
@@ -101,6 +105,8 @@ RMSNORM = Exercise("02-rmsnorm", "The norm before every layer", _vectors, _rmsno
           "ε is added to the mean of the squares, under the root"),
     Wrong("the weight forgotten", lambda x, w, eps: _rmsnorm(x, 1.0, eps),
           "each of the numbers has a weight of its own; multiply by it at the end"),
+    Wrong("ε forgotten", lambda x, w, eps: _rmsnorm(x, w, 0.0),
+          "add eps to the mean of the squares before you take the root"),
     Wrong("over all rows", lambda x, w, eps: x / ((x * x).mean() + eps) ** 0.5 * w,
           "you take one mean over everything; each row, each token, has a mean of its own"),
 ])
@@ -115,17 +121,25 @@ def _positions(rng):
     return torch.tensor(rng.normal(size=(5, 8))), torch.arange(5) + int(rng.integers(2, 9)), 100.0
 
 
-def _rotate(x, positions, theta, *, direction=1, same=False, half=False, neighbours=False):
+def _rotate(x, positions, theta, *, direction=1, same=False, times=1.0, neighbours=False):
     """The reference, and by its switches the ways to get it wrong."""
     import torch
 
     D = x.shape[-1]
-    exponent = torch.arange(0, D, 2) / D * (0.5 if half else 1.0)
+    exponent = torch.arange(0, D, 2) / D * times
     speed = torch.ones(D // 2) if same else theta**-exponent  # (D/2,)
     angle = direction * positions[:, None] * speed.double()  # (T, D/2)
     a, b = (x[:, ::2], x[:, 1::2]) if neighbours else (x[:, : D // 2], x[:, D // 2:])
     turned = a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()
     return torch.stack(turned, -1).flatten(1) if neighbours else torch.cat(turned, -1)
+
+
+def _mirrored(x, positions, theta):
+    """The right first half, and the second with a minus."""
+    D = x.shape[-1]
+    right, back = _rotate(x, positions, theta), _rotate(x, positions, theta, direction=-1)
+    right[:, D // 2:] = back[:, D // 2:]
+    return right
 
 
 ROTATE = Exercise("02-rotate", "Positions as angles", _positions, _rotate, [
@@ -135,8 +149,12 @@ ROTATE = Exercise("02-rotate", "Positions as angles", _positions, _rotate, [
           "you turn by minus the angle; (a, b) becomes (a·cos − b·sin, b·cos + a·sin)"),
     Wrong("one speed for all", lambda *a: _rotate(*a, same=True),
           "all pairs turn equally fast; pair i turns by θ^(−2i/D) for each position"),
-    Wrong("half the exponent", lambda *a: _rotate(*a, half=True),
+    Wrong("half the exponent", lambda *a: _rotate(*a, times=0.5),
           "the exponent of pair i is −2i/D, and i counts pairs, from 0 to D/2 − 1; yours is −i/D"),
+    Wrong("twice the exponent", lambda *a: _rotate(*a, times=2.0),
+          "torch.arange(0, D, 2) holds 2i already; do not double it again"),
+    Wrong("a sign in the second half", _mirrored,
+          "a becomes a·cos − b·sin, but b becomes b·cos + a·sin, with a plus"),
     Wrong("positions ignored", lambda x, positions, theta: _rotate(x, positions * 0 + 1, theta),
           "every row is turned by the same angle; multiply by the row's position"),
 ], tolerance=1e-4)
@@ -162,6 +180,8 @@ def _attend(q, k, v, *, scale=None, mask="causal", dim=-1):
         scores = scores.masked_fill(later, -torch.inf)
     elif mask == "future":
         scores = scores.masked_fill(later.T, -torch.inf)
+    elif mask == "itself":
+        scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(0), -torch.inf)
     elif mask == "zero":
         scores = scores.masked_fill(later, 0.0)
     weights = scores.softmax(dim)
@@ -177,6 +197,10 @@ ATTENTION = Exercise("02-attention", "Attention that cannot look ahead", _heads,
           "the weights that are left no longer sum to 1; mask the scores, before the softmax"),
     Wrong("only what comes later", lambda *a: _attend(*a, mask="future"),
           "your mask is the wrong way round: row t may see columns 0 … t"),
+    Wrong("blind to itself", lambda *a: _attend(*a, mask="itself"),
+          "a token may see itself; with triu(0) the first row sees nothing, and a softmax of nothing is NaN: take triu(1)"),
+    Wrong("the length for the width", lambda q, k, v: _attend(q, k, v, scale=lambda D: len(q) ** 0.5),
+          "you divide by the root of T, the number of tokens; D is the width of a query: q.shape[1]"),
     Wrong("scale forgotten", lambda *a: _attend(*a, scale=lambda D: 1.0),
           "divide the scores by √D, or the softmax gets too sharp the wider the head"),
     Wrong("divided by D", lambda *a: _attend(*a, scale=lambda D: D),

@@ -26,12 +26,13 @@ def _patterns(rng):
     return [0, *normal, *subnormal, normal[0] | sign, subnormal[0] | sign], exponent, mantissa
 
 
-def _value(code, exponent, mantissa, *, one=1, bias_off=0, subnormals=True, signed=True, whole=False):
+def _value(code, exponent, mantissa, *, one=1, bias_off=0, subnormals=True, signed=True, whole=False, first=1, cut=True):
     """The reference, and by its switches the ways to get it wrong."""
     sign, field, rest = code >> (exponent + mantissa), code >> mantissa & (2**exponent - 1), code & (2**mantissa - 1)
+    field = field if cut else code >> mantissa
     bias = 2 ** (exponent - 1) - 1 + bias_off
     part = rest if whole else rest / 2**mantissa
-    size = part * 2.0 ** (1 - bias) if field == 0 and subnormals else (one + part) * 2.0 ** (field - bias)
+    size = part * 2.0 ** (first - bias) if field == 0 and subnormals else (one + part) * 2.0 ** (field - bias)
     return -size if sign and signed else size
 
 
@@ -46,6 +47,10 @@ DECODE = Exercise("04-decode", "The number behind the bits", _patterns, _value, 
           "the bias is 2^(E−1) − 1, for fp16 15 and not 16, so that 1 has the field 01111"),
     Wrong("subnormals read as normals", lambda *a: _value(*a, subnormals=False),
           "field 0 is special: no hidden 1, and the exponent is that of field 1, so the number is m/2^M · 2^(1 − bias)"),
+    Wrong("subnormals half as large", lambda *a: _value(*a, first=0),
+          "with the field 0 the exponent is that of field 1, 1 − bias, and not 0 − bias"),
+    Wrong("the sign left in the field", lambda *a: _value(*a, cut=False),
+          "code >> M still holds the sign bit; & (2**E - 1) keeps the E bits of the field"),
     Wrong("the sign ignored", lambda *a: _value(*a, signed=False),
           "the highest bit is the sign; where it is set the number is negative"),
     Wrong("the mantissa as a whole number", lambda *a: _value(*a, whole=True),
@@ -78,11 +83,21 @@ def _half_up(x, mantissa):
     return np.sign(x) * np.floor(np.abs(x) / q + 0.5) * q
 
 
+def _by_logarithm(x, mantissa):
+    with np.errstate(invalid="ignore"):
+        q = 2.0 ** (np.floor(np.log2(x)) - mantissa)
+    return np.rint(x / q) * q
+
+
 ROUND = Exercise("04-round", "The nearest number with M mantissa bits", _to_round, _rounded, [
     Wrong("cut off, not rounded", lambda x, mantissa: np.trunc(x / _spacing(x, mantissa)) * _spacing(x, mantissa),
           "the digits behind are dropped; go to the nearest number, which may be the one above"),
     Wrong("half away from zero", _half_up,
           "a tie goes to the even neighbour, not always up, so that errors do not pile up on one side; np.rint does that"),
+    Wrong("half up", lambda x, mantissa: np.floor(x / _spacing(x, mantissa) + 0.5) * _spacing(x, mantissa),
+          "floor(… + ½) takes every tie up; a tie goes to the even neighbour, and np.rint does that"),
+    Wrong("the logarithm of a negative number", _by_logarithm,
+          "a negative number has no logarithm; take the exponent of |x|"),
     Wrong("one grid for all", lambda x, mantissa: np.rint(x * 2**mantissa) / 2**mantissa,
           "the spacing is 2^−M only from 1 to 2; it doubles with each power of two, so it needs the exponent of x"),
     Wrong("a bit too few", lambda x, mantissa: _rounded(x, mantissa - 1),
@@ -134,6 +149,15 @@ def _kahan(numbers, *, sign=-1, debt=lambda new, total, y: (new - total) - y):
     return total
 
 
+def _compared_with_x(numbers):
+    total = owed = np.float16(0)
+    for x in numbers:
+        new = total + (x - owed)
+        owed = (new - total) - x
+        total = new
+    return total
+
+
 KAHAN = Exercise("04-kahan", "A sum that remembers what it lost", _terms, _kahan, [
     Wrong("a plain sum", lambda numbers: _kahan(numbers, debt=lambda new, total, y: np.float16(0)),
           "what each addition loses is still lost; keep owed = (new − total) − y and take it off the next term"),
@@ -143,6 +167,8 @@ KAHAN = Exercise("04-kahan", "A sum that remembers what it lost", _terms, _kahan
           "that is a good cure, too, but here every number must fit 16 bits: keep total and owed as np.float16"),
     Wrong("the brackets moved", lambda numbers: _kahan(numbers, debt=lambda new, total, y: (new - y) - total),
           "new − y is rounded itself; new − total is exact, so subtract the total first: (new − total) − y"),
+    Wrong("compared with x", _compared_with_x,
+          "what you have added is y, not x; owed = (new − total) − y"),
 ], tolerance=1e-6)
 
 
@@ -177,6 +203,8 @@ SCALE = Exercise("04-scale", "The next loss scale", _weather, _next_scale, [
           "after `interval` good steps in a row the scale doubles, to find out whether there is room again"),
     Wrong("it grows at every good step", lambda s, c, f, i: _next_scale(s, c, f, i, patience=1),
           "doubling waits for `interval` good steps in a row; count them in `calm`"),
+    Wrong("it grows a step late", lambda s, c, f, i: _next_scale(s, c, f, i, patience=i + 1),
+          "this step is a good one, too: compare calm + 1 with `interval`"),
     Wrong("the count goes on after an overflow", lambda s, c, f, i: _next_scale(s, c, f, i, reset=False),
           "good steps must come in a row; an overflow sets calm back to 0"),
     Wrong("the count goes on after growing", lambda s, c, f, i: _next_scale(s, c, f, i, after=False),
