@@ -68,6 +68,8 @@ CROSS_ENTROPY = Exercise("02-cross-entropy", "The loss of a language model", _sc
           "the sum of exp(1000) is infinite; subtract each row's largest score first, or use logsumexp"),
     Wrong("the largest subtracted once", lambda z, t: ((z - z.max(-1, keepdim=True).values).logsumexp(-1) - z[range(len(t)), t]).mean(),
           "you subtract the largest score inside the sum only; pick the right token's score from the shifted scores, too"),
+    Wrong("every row with every target", lambda z, t: -z.log_softmax(-1)[:, t].mean(),
+          "[:, targets] picks all targets from every row; [range(len(targets)), targets] picks one from each"),
     Wrong("the sign", lambda z, t: _picked(z, t).mean(),
           "the logarithm of a probability is negative; the loss is minus that, so that lower is better"),
     Wrong("a sum, not a mean", lambda z, t: -_picked(z, t).sum(),

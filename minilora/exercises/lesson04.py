@@ -158,6 +158,16 @@ def _compared_with_x(numbers):
     return total
 
 
+def _overwritten(numbers):
+    total = owed = np.float16(0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for x in numbers:
+            y = x - owed
+            total = total + y
+            owed = (total - total) - y
+    return total
+
+
 KAHAN = Exercise("04-kahan", "A sum that remembers what it lost", _terms, _kahan, [
     Wrong("a plain sum", lambda numbers: _kahan(numbers, debt=lambda new, total, y: np.float16(0)),
           "what each addition loses is still lost; keep owed = (new − total) − y and take it off the next term"),
@@ -167,6 +177,8 @@ KAHAN = Exercise("04-kahan", "A sum that remembers what it lost", _terms, _kahan
           "that is a good cure, too, but here every number must fit 16 bits: keep total and owed as np.float16"),
     Wrong("the brackets moved", lambda numbers: _kahan(numbers, debt=lambda new, total, y: (new - y) - total),
           "new − y is rounded itself; new − total is exact, so subtract the total first: (new − total) − y"),
+    Wrong("the old total overwritten", _overwritten,
+          "you need the total from before the addition: keep it until owed is computed, and put the sum into `new`"),
     Wrong("compared with x", _compared_with_x,
           "what you have added is y, not x; owed = (new − total) − y"),
 ], tolerance=1e-6)
