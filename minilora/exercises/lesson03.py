@@ -54,6 +54,12 @@ COUNT = Exercise("03-count", "Every parameter of a Llama", _both, _count, [
           "a tied head *is* the token table, so the V · h numbers count once"),
     Wrong("the head forgotten", lambda *s: _count(*s, tables=1),
           "an untied head has V · h numbers of its own, beside the token table"),
+    Wrong("four square matrices of attention", lambda h, f, L, a, kv, d, V, tied: _count(h, f, L, a, kv, d, V, tied, query=h, key=h),
+          "query and output hold h · (heads · d) numbers, key and value only h · (kv_heads · d); none need be h × h"),
+    Wrong("keys and values share a matrix", lambda h, f, L, a, kv, d, V, tied: _count(h, f, L, a, kv, d, V, tied, key=kv * d / 2),
+          "key and value have a matrix each, of h · (kv_heads · d) numbers"),
+    Wrong("tied and untied exchanged", lambda *s: _count(*s, tables=2 if s[-1] else 1),
+          "tied means that the head is the token table, V · h numbers once; an untied head is a second table"),
 ], run=_each)
 
 
@@ -72,7 +78,8 @@ def _operations(N, layers, width, batch, T, *, product=2, back=2, attention=4, r
 
 
 def _two(answer, *inputs):
-    return [float(x) for x in answer(*inputs)]
+    found = answer(*inputs)
+    return [float(x) for x in found] if hasattr(found, "__iter__") else found
 
 
 OPERATIONS = Exercise("03-flops", "Operations of a training step", _work, _operations, [
@@ -88,6 +95,12 @@ OPERATIONS = Exercise("03-flops", "Operations of a training step", _work, _opera
           "3 forward passes are the whole step; the backward pass alone is 2"),
     Wrong("one row's attention", lambda *s: _operations(*s, rows=False),
           "each of the batch's rows has its own T × T scores"),
+    Wrong("one layer's attention", lambda N, layers, width, batch, T: _operations(N, 1, width, batch, T),
+          "every layer has its own attention: 4 · T · width for each token and layer"),
+    Wrong("one token's attention", lambda N, layers, width, batch, T: [n * (2 * N * batch * T + 4 * T * width * layers) for n in (1, 2)],
+          "4 · T · width is what one token costs in a layer, and there are batch · T tokens"),
+    Wrong("the whole step as one number", lambda *s: sum(_operations(*s)),
+          "return two numbers, (forward, backward), not their sum"),
 ], run=_two)
 
 
@@ -115,6 +128,8 @@ STEPS = Exercise("03-steps", "Steps and updates of a run", _run_of, _updates, [
           "each epoch ends with a batch of its own that is not full, so round up before you multiply by the epochs"),
     Wrong("the parameters once", lambda n, b, e, p: (math.ceil(n / b) * e, p),
           "every step updates every parameter: steps × parameters"),
+    Wrong("not rounded", lambda n, b, e, p: (n / b * e, n / b * e * p),
+          "a batch that is not full is a whole step, too: round examples / batch up, once for each epoch"),
 ], run=lambda answer, *inputs: [int(x) for x in answer(*inputs)])
 
 
@@ -169,6 +184,10 @@ STORE = Exercise("03-state", "What a parameter drags along", _stored, _state, [
           "Adam keeps two averages: of the gradient and of its square"),
     Wrong("bits", lambda *s: 8 * _state(*s),
           "that is eight times too much: the widths are already in bytes"),
+    Wrong("averages counted, not weighed", lambda *s: _state(*s, moment=1),
+          "each average is an fp32 number of 4 bytes for every parameter"),
+    Wrong("gradients in fp32", lambda n, width, master, moments: n * (width + 4 + 4 * master + 4 * moments),
+          "here gradients are as wide as the weights: 2 bytes if the weights have 2"),
 ], run=lambda answer, rows: [float(answer(*row)) for row in rows])
 
 EXERCISES = [COUNT, OPERATIONS, BOUND, STEPS, STORE]

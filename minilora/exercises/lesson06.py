@@ -43,6 +43,8 @@ ROWS = Exercise("06-rows", "A matrix in int8, row by row", _halves, _rows, [
           "2.5 becomes 3 here; np.rint rounds halves to the even neighbour, as bitsandbytes does"),
     Wrong("sign of the largest lost", lambda W: _rows_signed(W),
           "the row's largest number may be negative; take the maximum of the magnitudes, np.abs"),
+    Wrong("the step instead of the scale", lambda W: (_rows(W)[0], _rows(W)[1] / 127),
+          "the codes are right; but what is stored here is the row's largest magnitude itself, not the step, which is its 127th part"),
 ])
 
 
@@ -107,6 +109,8 @@ OUTLIERS = Exercise("06-outliers", "The columns that hold an outlier", _features
           "a mean hides a single large value; ask whether any token reaches the threshold"),
     Wrong("a mask instead of indices", lambda x, threshold: (np.abs(x) >= threshold).any(axis=0),
           "this is True or False for each column; np.flatnonzero gives the indices"),
+    Wrong("places in the whole table", lambda x, threshold: np.flatnonzero(np.abs(x) >= threshold),
+          "np.flatnonzero counts through all numbers of a table; first ask each column, with .any(axis=0)"),
 ])
 
 
@@ -135,6 +139,18 @@ def _parts(x, codes, scale, threshold, *, spread="below", zeroed=True, added=Tru
     return (whole * s / 127) @ W.T + (x[:, columns] @ W[:, columns].T if added else 0)
 
 
+def _single(x, codes, scale, threshold):
+    small = np.where(np.abs(x) >= threshold, 0, x)
+    s = np.abs(small).max(axis=1, keepdims=True)
+    W = codes * scale[:, None] / 127
+    return (np.rint(small * 127 / s) * s / 127) @ W.T + (x - small) @ W.T
+
+
+def _undecoded(x, codes, scale, threshold):
+    columns = (np.abs(x) >= threshold).any(axis=0)
+    return _parts(x, codes, scale, threshold, added=False) + x[:, columns] @ codes[:, columns].T
+
+
 PARTS = Exercise("06-two-parts", "The product in two parts", _parts_inputs, _parts, [
     Wrong("plain int8", lambda *a: _parts(*a, spread="all", zeroed=False, added=False),
           "no column went apart; take the outlier columns out of the integers and add their product in floating point"),
@@ -146,6 +162,10 @@ PARTS = Exercise("06-two-parts", "The product in two parts", _parts_inputs, _par
           "the outlier columns are out of the integers, and nothing has brought them back: add x[:, columns] @ W[:, columns].T"),
     Wrong("whole columns left out of the maximum", lambda *a: _parts(*a, spread="columns"),
           "your row maximum leaves out whole columns; as in bitsandbytes only the outliers themselves are left out of it"),
+    Wrong("single numbers instead of columns", _single,
+          "only the outliers themselves went apart; their whole columns do, small numbers included"),
+    Wrong("codes not decoded", _undecoded,
+          "the floating-point part needs W itself: codes · scale / 127"),
 ])
 
 
