@@ -20,7 +20,7 @@ from . import layout, palette, picture, svg
 from .widget import Explorer, Slider
 
 PLANTED = (7, 50, 100, 141, 200, 230)
-THRESHOLDS = (0, 1, 1.5, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+THRESHOLDS = (0, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 FACTORS = (1, 4, 16, 64, 256)
 TOKENS, LAYER = 48, 2
 PIXELS, HIGH = 3, 4  # of one number in the picture
