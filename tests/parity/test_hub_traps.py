@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from minilora import hub, lora
 from minilora.errors import MiniloraError
@@ -151,8 +152,6 @@ def test_wrong_names_and_settings(even, uneven):
 
 def test_a_broken_folder_is_refused(even, tmp_path):
     """transformers would warn, and train random numbers in the place of what is missing."""
-    from safetensors.torch import load_file, save_file
-
     cut, lacking, other = (shutil.copytree(even, tmp_path / name) for name in ("cut", "lacking", "other"))
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -170,5 +169,10 @@ def test_a_foreign_adapter_is_refused(even, uneven, tmp_path):
     """PEFT would only warn of missing keys, and answer as the base does."""
     torch.manual_seed(0)
     lora.save_adapter(lora.add_lora(hub.load(even, "lora", stack="minilora", device="cpu"), 4, 8), tmp_path / "adapter")
+    cut = shutil.copytree(tmp_path / "adapter", tmp_path / "cut")
+    state = load_file(cut / "adapter_model.safetensors")
+    del state["base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight"]
+    save_file(state, cut / "adapter_model.safetensors")
+    refused(lambda: hub.load_adapter(hub.load(even, "lora", device="cpu"), cut), "lacks", "layers.0.self_attn.v_proj.lora_B")
     refused(lambda: hub.load_adapter(hub.load(uneven, "lora", device="cpu"), tmp_path / "adapter"), "has shape", "the model needs")
     refused(lambda: hub.load_adapter(hub.load(even, "lora", device="cpu"), tmp_path), "holds no adapter_config.json", "adapter")
