@@ -83,8 +83,8 @@ def load(
 ) -> nn.Module:
     """The Llama `name` (tiny, a folder, a hub name), ready for an adapter (`lora`, `qlora`, `int8`) or for training whole (`full`).
 
-    stack: "transformers", or "minilora" for our own Llama and our own quantization. dtype: of the products in 4-bit layers, if not
-    `compute_dtype`. free: bytes, for those who know better than the system. Raises MiniloraError with the remedy for a model that is
+    stack: "transformers", or "minilora" for our own Llama and our own quantization. dtype: of products, and on a GPU of
+    what is frozen and not packed, if not `compute_dtype`. free: bytes, for those who know better than the system. Raises MiniloraError with the remedy for a model that is
     missing, gated, damaged, no Llama, or too large for the memory.
     """
     if method not in METHODS or stack not in ("transformers", "minilora"):
@@ -105,12 +105,13 @@ def _load_theirs(folder: Path, method: str, device: str, code: str, dtype: torch
 
     read_config(folder)  # says in one line what is no Llama, or no model at all
     weight_files(folder)
-    kept = torch.float32 if method == "full" else compute_dtype(device)
+    product = dtype or compute_dtype(device)
+    kept = product if device.startswith("cuda") and method != "full" else torch.float32  # what trains, and all on a processor, as in `load_base`
     with libraries():
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
-        packed = {"quantization_config": quantization(method, code, dtype or kept)} if method in ("qlora", "int8") else {}
+        packed = {"quantization_config": quantization(method, code, product)} if method in ("qlora", "int8") else {}
         try:
             model, told = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=kept, device_map={"": device}, use_safetensors=True, local_files_only=True, trust_remote_code=False,
@@ -270,7 +271,8 @@ def _start_like_ours(layer: nn.Module, config: Any) -> None:
 
 def recompute(model: nn.Module) -> None:
     """Checkpointing for transformers' model, under an adapter or not."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with libraries():
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not next(model.parameters()).requires_grad:
         model.enable_input_require_grads()
 

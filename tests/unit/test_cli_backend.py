@@ -143,6 +143,17 @@ def test_what_the_backend_does_not_have_is_said_before_anything_is_written(capsy
     assert "--backend minilora" in complaint(capsys, "finetune", "--out", runs / "lora-peft", "--resume", "--backend", "minilora")
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_checkpointing_changes_no_number_and_nobody_chatters(capsys, tiny_folder, data, runs, tmp_path, method):
+    rate = ["--lr", 1e-3] if method == "full" else []
+    capsys.readouterr()
+    assert finetune(tiny_folder, data, tmp_path / "run", "--method", method, "--backend", "peft", "--steps", 8, "--checkpointing", *rate) == 0
+    assert capsys.readouterr().err == ""
+    found, wanted = ([line["loss"] for line in lines(run) if "loss" in line] for run in (tmp_path / "run", runs / f"{method}-peft"))
+    assert found == wanted
+
+
 def test_a_missing_library_is_named(capsys, monkeypatch, tiny_folder, data, tmp_path):
     import importlib.metadata
 
