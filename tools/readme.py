@@ -1,7 +1,7 @@
 """Fills the README's marked places from what was really run: `python -m tools.readme`, or `make readme`.
 
 How it works: between `<!-- NAME -->` and `<!-- /NAME -->` stands what `PLACES[NAME]` returns: the lesson table from the notebooks that
-there are, the task table, the speed tables and the example from benchmarks/results, the picture from docs/. A test compares, so that the README
+there are, the task table, the speed tables and the example from benchmarks/results, published peaks beside what is predicted today, the picture from docs/. A test compares, so that the README
 cannot fall behind. A place whose results are missing says how to make them.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+
+from minilora.budget import measured
 
 from .project import ROOT, lessons, repository, tag
 
@@ -174,16 +176,47 @@ def peers_table() -> str:
     if not found:
         return "To come: `python benchmarks/peers.py` fills this table."
     names = list(found["sources"])
-    rows = ["| peak of a step, GB (10⁹) | measured | minilora | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (2 + len(names))]
+    rows = ["| peak of a step, GB (10⁹) | ledger | minilora | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (2 + len(names))]
     for row in found["rows"]:
         cells = [_guess(said, row["ledger"]) for said in (row["ours"], *(row["peers"][name] for name in names))]
         rows.append("| " + " | ".join([row["told"], f"{row['ledger'] / 1e9:.2f}", *cells]) + " |")
     off = [found["errors"][name] for name in ("minilora", *names)]
     rows.append("| mean error (setups answered) | | " + " | ".join(f"{100 * each['mean']:.2g} % ({each['answers']})" for each in off) + " |")
     sources = "; ".join(f"{name}: {told['source']}; {told['reading']}" for name, told in found["sources"].items())
-    return "\n".join([*rows, "", f"Measured: storages of a real step on tensors without memory (`minilora/budget/ledger.py`), AdamW, SDPA, without the driver's context. "
-                      "Ours counts the same storages on paper, so it has to agree; the others leave out what they do not know. "
+    return "\n".join([*rows, "", f"Ledger: storages of a real step on tensors without memory (`minilora/budget/ledger.py`), AdamW, SDPA, without the driver's context; no card ran it. "
+                      "The others leave out what they do not know. "
                       f"torch {found['versions']['torch'].split('+')[0]}, transformers {found['versions']['transformers']}; {found['date']}. Written by `benchmarks/peers.py`. {sources}."])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %".replace("-", "−")
+
+
+def _published_row(row, why: str) -> str:
+    """One published figure beside the prediction."""
+    known = f"; with the bytes that this takes {_percent(row.error_explained)}" if row.measurement.extra else ""
+    m, unit = row.measurement, measured.UNITS[row.measurement.unit]
+    figure = f"{'≤ ' if m.bound else ''}{m.peak:.2f} {m.unit} | {row.predicted / unit:.2f} {m.unit} | {_percent(row.error)}"
+    return f"| {m.source.split()[0]}: {m.what} | {figure} | {why}{known} |"
+
+
+def published_table() -> str:
+    """Peaks that others published beside our predictions of the same runs, computed now: mean and worst error, then every row."""
+    found = measured.compared()
+    counted = [row for row in found if not row.measurement.bound]
+    worst = max(counted, key=lambda row: abs(row.error))
+    known = max(counted, key=lambda row: abs(row.error_explained))
+    low = sum(row.error < 0 for row in counted)
+    lines = [f"Mean error over {len(counted)} published peaks: **{100 * measured.mean_error(found):.1f} %**; worst: **{_percent(worst.error)}** ({worst.measurement.what}). "
+             f"With the bytes of those differences that can be computed: {100 * measured.mean_error(found, explained=True):.1f} %, worst {_percent(known.error_explained)}; these were found after the "
+             f"comparison. {low} of {len(counted)} predictions are too low. Limits (≤) count in no mean. Computed by `minilora/budget/measured.py`.", "",
+             "| setup | published | predicted | error | what is off |", "| --- | ---: | ---: | ---: | --- |"]
+    before = None
+    for row in found:
+        lines.append(_published_row(row, "as above" if row.measurement.why == before else row.measurement.why))
+        before = row.measurement.why
+    sources = dict.fromkeys(row.measurement.source for row in found)
+    return "\n".join([*lines, "", f"What a source does not say of its run is assumed, and `measured.py` names it with each figure. Sources: {'; '.join(sources)}."])
 
 
 def picture() -> str:
@@ -194,7 +227,7 @@ def picture() -> str:
 
 
 PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "table:cpu": cpu_tables, "example": example,
-          "budget": budget, "table:peers": peers_table}
+          "budget": budget, "table:peers": peers_table, "table:published": published_table}
 
 
 def filled(text: str) -> str:

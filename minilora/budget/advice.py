@@ -5,7 +5,8 @@ How it works: every candidate is estimated anew with `estimate`, so no saving is
 what they cost: first those that leave the result as it is (one kernel for AdamW, SDPA, checkpointing, fewer rows at a time
 with accumulation), then those that round more (16 bits, 8-bit averages, int8, 4 bits), then those that learn less (rank,
 length). The first combination is built in that order, and what turned out not to be needed is taken out again.
-What it leaves out: splitting over several cards, offloading to the host beyond paged averages.
+What it leaves out: splitting over several cards, offloading to the host beyond paged averages. What 8-bit and paged averages save is counted
+by form only: the ledger, against which the rest is checked within 1 %, cannot run them.
 Where numerics differ: peaks are those of `estimate`; the driver's context is a round figure except on a T4.
 """
 
@@ -102,7 +103,8 @@ def advise(model: str | Setup, card: str | GPU, **settings) -> Advice:
     setup, need = budget.setup, budget.needs(card)
     notes = []
     if setup.product == 2 and setup.precision != "fp16" and "bf16" not in card.rates:
-        notes.append(f"{card.name} has no bf16 units; use fp16 with a loss scale (the same bytes), or fp32")
+        scale = " with a loss scale" if setup.trains else ""
+        notes.append(f"{card.name} has no bf16 units; use fp16{scale} (the same bytes), or fp32")
     single = changes(setup, card)
     combination = [] if need <= card.usable else _combine(setup, card)
     return Advice(card, budget, need, card.usable, single, combination, notes)

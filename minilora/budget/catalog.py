@@ -3,7 +3,8 @@
 What it replaces: looking up `config.json` files and data sheets by hand.
 How it works: a `Shape` has the numbers of a config.json; its linear layers and norms are listed by `linears()` and
 `vectors()`, so that every parameter is counted and none is estimated. `model(name)` knows the names below and reads any
-folder or config.json of a Llama, Mistral or Qwen2; `gpu(name)` gives memory, rates and prices; prices carry date and source.
+folder or config.json of a Llama, Mistral or Qwen2; a hub id is read without its organisation and without what does not change
+the shape (-Instruct, -Chat, -hf, -v1.0); `gpu(name)` gives memory, rates and prices; prices carry date and source.
 What it leaves out: mixtures of experts, vision towers, cards of other makers; prices of clouds that we did not look at.
 Where numerics differ: parameter counts are exact, GB is 10⁹ bytes and GiB 2³⁰; rates are the makers', for dense matrices.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterable, NamedTuple
@@ -159,6 +161,7 @@ class GPU:
 _LLAMA1 = "Touvron et al. 2023, arXiv:2302.13971, table 2"
 _LLAMA2 = "Touvron et al. 2023, arXiv:2307.09288; config.json of the checkpoint"
 _LLAMA3 = "Grattafiori et al. 2024, arXiv:2407.21783, table 3; config.json of the checkpoint"
+_LLAMA33 = "model card and config.json of Llama-3.3-70B-Instruct, December 2024"
 _QWEN = "Yang et al. 2024, arXiv:2412.15115; config.json of the checkpoint"
 _SMOL = "Ben Allal et al. 2025, arXiv:2502.02737; config.json of the checkpoint"
 
@@ -179,6 +182,7 @@ _SHAPES = [  # name, hidden, ffn, layers, heads, key/value heads, vocabulary
     Shape("llama-3-70b", 8192, 28672, 80, 64, 8, 128256, published=70_553_706_496, context=8192, source=_LLAMA3),
     Shape("llama-3.1-8b", 4096, 14336, 32, 32, 8, 128256, published=8_030_261_248, context=131072, source=_LLAMA3),
     Shape("llama-3.1-70b", 8192, 28672, 80, 64, 8, 128256, published=70_553_706_496, context=131072, source=_LLAMA3),
+    Shape("llama-3.3-70b", 8192, 28672, 80, 64, 8, 128256, published=70_553_706_496, context=131072, source=_LLAMA33),
     Shape("llama-3.1-405b", 16384, 53248, 126, 128, 8, 128256, published=405_853_388_800, context=131072, source=_LLAMA3),
     Shape("llama-3.2-1b", 2048, 8192, 16, 32, 8, 128256, tied=True, published=1_235_814_400, context=131072, source=_LLAMA3),
     Shape("llama-3.2-3b", 3072, 8192, 28, 24, 8, 128256, tied=True, published=3_212_749_824, context=131072, source=_LLAMA3),
@@ -187,6 +191,8 @@ _SHAPES = [  # name, hidden, ffn, layers, heads, key/value heads, vocabulary
     Shape("smollm2-360m", 960, 2560, 32, 15, 5, 49152, tied=True, published=361_821_120, context=8192, source=_SMOL),
     Shape("smollm2-1.7b", 2048, 8192, 24, 32, 32, 49152, tied=True, published=1_711_376_384, context=8192, source=_SMOL),
     Shape("mistral-7b", 4096, 14336, 32, 32, 8, 32000, published=7_241_732_096, context=32768, source="Jiang et al. 2023, arXiv:2310.06825"),
+    Shape("mistral-7b-v0.3", 4096, 14336, 32, 32, 8, 32768, published=7_248_023_552, context=32768,
+          source="config.json of Mistral-7B-v0.3, May 2024: a larger vocabulary"),
     _qwen("qwen2.5-0.5b", (896, 4864, 24, 14, 2, 151936), True, 494_032_768),
     _qwen("qwen2.5-1.5b", (1536, 8960, 28, 12, 2, 151936), True, 1_543_714_304),
     _qwen("qwen2.5-3b", (2048, 11008, 36, 16, 2, 151936), True, 3_085_938_688),
@@ -205,6 +211,8 @@ _SHAPES = [  # name, hidden, ffn, layers, heads, key/value heads, vocabulary
 MODELS = {shape.name: shape for shape in _SHAPES}
 ALIASES = {"llama-1-7b": "llama-7b", "llama-1-13b": "llama-13b", "llama-1-33b": "llama-33b", "llama-1-65b": "llama-65b",
            "llama-30b": "llama-33b", "tinyllama": "tinyllama-1.1b", "gpt-3-175b": "gpt-3", "gpt3": "gpt-3"}
+# Words in a hub id that leave the shape as it is; a version is dropped last, since mistral-7b-v0.3 has a shape of its own.
+TUNED, VERSION, MAKER = re.compile(r"-(instruct|chat|base|it|hf|intermediate-step-\w+-\w+)(?=-|$)"), re.compile(r"-v\d+\.\d+$"), "meta-"
 
 _MARCH = "March 2026"
 _OFFERS = "lowest spot to highest on-demand offer seen at public GPU clouds"
@@ -226,6 +234,7 @@ _CARDS = [
     _card("RTX 3090", 24, 23.69, 936, (35.6, 71, 71, 284), (0.22, 0.39)),
     _card("RTX 4090", 24, 23.64, 1008, (82.6, 165, 165, 660), (0.34, 0.60)),
     _card("RTX 5090", 32, 31.36, 1792, (104.8, 209.5, 209.5, 838), (0.69, 1.22)),
+    _card("RTX A6000", 48, 47.54, 768, (38.7, 154.8, 154.8, 309.7)),
     _card("A100 40", 40, 39.39, 1555, (19.5, 312, 312, 624), (1.19, 2.45)),
     _card("A100 80", 80, 79.15, 2039, (19.5, 312, 312, 624), (1.19, 2.45)),
     _card("H100", 80, 79.11, 3350, (67, 989, 989, 1979), (1.99, 4.76)),
@@ -250,15 +259,23 @@ def model(name: str | Path | Shape) -> Shape:
     if isinstance(name, Shape):
         return name
     key = str(name).lower().replace("_", "-")
-    key = key if Path(str(name)).exists() and key not in MODELS else key.rpartition("/")[2].removesuffix("-hf")
-    key = ALIASES.get(key, key)
-    if key in MODELS:
-        return MODELS[key]
+    local = Path(str(name)).exists() and key not in MODELS  # a folder is read, whatever it is called
+    for each in [key] if local else spellings(key):
+        each = ALIASES.get(each, each)
+        if each in MODELS:
+            return MODELS[each]
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
     if path.is_file():
         return shape_of(read_config(path), path.parent.name or str(path))
     raise nearest("model", str(name), MODELS, " (or give the path of a config.json)")
+
+
+def spellings(key: str) -> list[str]:
+    """A hub id in lower case as the catalogue may have it: as it is, then without what does not change the shape."""
+    key = key.rpartition("/")[2].removeprefix(MAKER)
+    tuned = TUNED.sub("", key)
+    return [key, tuned, VERSION.sub("", tuned)]
 
 
 def read_config(path: Path) -> dict:
@@ -309,7 +326,7 @@ def gpu(name: str | GPU) -> GPU:
         return name
     plain = {_plain(each): card for each, card in GPUS.items()}
     wanted = _plain(name).removesuffix("gb")
-    wanted = {"a100": "a10080", "h100sxm": "h100", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090"}.get(wanted, wanted)
+    wanted = {"a100": "a10080", "h100sxm": "h100", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090", "a6000": "rtxa6000"}.get(wanted, wanted)
     if wanted not in plain:
         raise nearest("GPU", name, GPUS)
     return plain[wanted]

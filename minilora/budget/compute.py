@@ -26,6 +26,8 @@ from . import memory
 from .catalog import GPU, Linear, gpu
 from .setup import Setup, make
 
+DECODING = 0.6  # of the bandwidth; what well-made kernels reach when they generate one token at a time
+
 
 @dataclass(frozen=True)
 class Flops:
@@ -199,7 +201,7 @@ def plan(setup: Setup, card: str | GPU, examples: int, epochs: float = 1, accumu
     return Plan(steps, once * accumulate, seconds, bound, cost, text)
 
 
-def decode_rate(setup: Setup, card: str | GPU, utilisation: float = 0.6) -> float:
+def decode_rate(setup: Setup, card: str | GPU, utilisation: float = DECODING) -> float:
     """Tokens a second when generating one token at a time for each row: weights and cache are read once for each token.
 
     A quantized base is read packed. The bound is bandwidth / bytes, and the batch's rows share the weights.

@@ -1,8 +1,11 @@
 """`minilora budget`: what a run will need in memory, time and money, before anything is loaded or rented.
 
 What it replaces: `accelerate estimate-memory`, spreadsheets, and a trial run that ends in "out of memory".
-How it works: the options are those of `finetune`; `minilora.budget` counts, this file prints. With `--gpu` it says whether the card holds the
-run and what to change if not, and gives a lower bound of the time; without, it names the smallest card of the catalogue that does.
+How it works: the options are named as `finetune`'s where both have them, but more can be asked (--optimizer, --fused, --attention,
+--library, --gpu; --method mixed, full-bf16, inference) and the defaults differ: one row at once, checkpointing, transformers' Llama on a
+card, where `finetune` takes 16 rows, no checkpointing and our Llama. Advice that only this command can follow is marked. `minilora.budget`
+counts, this file prints. With `--gpu` it says whether the card holds the run and what to change if not, and gives a lower bound of the
+time, or of inference the tokens a second; without, it names the smallest card of the catalogue that does.
 What it leaves out: running anything; several cards.
 Where numerics differ: see `minilora.budget`; here numbers are only rounded to be read.
 """
@@ -14,11 +17,19 @@ import json
 
 from ..errors import MiniloraError
 
+ONLY_HERE = ("optimizer", "foreach", "attention")  # settings for which `finetune` has no option
 UTILISATION = 0.4  # of the roofline; what well-made training loops reach
 PLAIN = ("method", "rank", "targets", "batch", "seq", "checkpointing", "optimizer", "precision", "attention", "code", "device", "library")  # as in Setup
 
 
+ABOUT = (
+    "`finetune` has no --optimizer, --fused, --attention, --library, --gpu, and no --method mixed, full-bf16 or inference (its full is mixed where it computes in 16 bits). Its defaults are others: 16 rows at "
+    "once, no checkpointing, our Llama; what it will need is told by --batch 16 --no-checkpointing --library minilora, with --device cpu where there is no card."
+)
+
+
 def add_arguments(parser) -> None:
+    parser.epilog = ABOUT
     add = parser.add_argument
     add("--model", default="tiny", help="tiny, a name such as llama-7b or qwen2.5-1.5b, a Hugging Face folder, or its config.json (default tiny)")
     add("--method", default="qlora", help="qlora, lora, int8; full, mixed, full-bf16: all weights; inference: no training (default qlora)")
@@ -35,7 +46,7 @@ def add_arguments(parser) -> None:
     add("--device", default="cuda", help="cuda or cpu (default cuda)")
     add("--fused", action="store_true", help="AdamW in one kernel instead of foreach: one parameter-sized temporary less")
     add("--gpu", help="a card such as T4, 'RTX 4090', A100: does it hold the run, and if not, what to change")
-    add("--steps", type=int, default=300, help="updates, for time and cost (default 300)")
+    add("--steps", type=int, default=300, help="updates, for time and cost of training (default 300)")
     add("--explain", action="store_true", help="the formula behind each number")
     add("--json", action="store_true", help="print everything as JSON")
     add("--picture", metavar="FILE", help="draw the parts beside the cards' memory: a .svg or a .png")
@@ -59,12 +70,32 @@ def flag(settings: dict) -> str:
     return FLAGS[name].format(value)
 
 
+def only_here(settings: dict) -> bool:
+    """Whether `finetune` has no option for that change."""
+    ((name, value),) = settings.items()
+    return name in ONLY_HERE or value == "full-bf16"
+
+
+def mark(change) -> str:
+    """A remark on a change that `finetune` cannot make."""
+    return " (`budget` only; `finetune` has no such option)" if only_here(change.settings) else ""
+
+
+def told_notes(told) -> list[str]:
+    """What to know of a run on whatever card."""
+    setup = told.setup
+    limit = setup.shape.context
+    if setup.seq <= limit or setup.shape.family == "mt5":  # relative positions have no limit
+        return []
+    return [f"{setup.seq:,} tokens are more than the {limit:,} that {setup.shape.name} was made for"]
+
+
 def verdict(found) -> list[str]:
     """Lines that say whether the card holds the run, and if not, what to change; `found` is an Advice."""
     from ..budget.table import binary, decimal
 
     card = found.card
-    room = f"{card.name} has {decimal(found.room)} ({binary(found.room)}) usable of {card.memory / 1e9:g} GB"
+    room = f"{card.name} has {decimal(found.room)} ({binary(found.room)}) usable, sold as {card.memory / 1e9:g} GB"
     lines = [f"note: {note}" for note in found.notes]
     if found.fits:
         return [f"{room}: the run fits, {decimal(found.room - found.need)} stay free", *lines]
@@ -72,10 +103,10 @@ def verdict(found) -> list[str]:
     if found.combination is None:
         best = {next(iter(change.settings)): change for change in sorted(found.changes, key=lambda change: change.saves)}
         single = sorted(best.values(), key=lambda change: -change.saves)[:3]
-        much = "".join(f"\n  {flag(change.settings):28} saves {decimal(change.saves)}" for change in single)
+        much = "".join(f"\n  {flag(change.settings):28} saves {decimal(change.saves)}{mark(change)}" for change in single)
         return [*lines, f"nothing that this command can change makes it fit; take a larger card or a smaller model{'; what saves most:' if much else ''}{much}"]
     lines.append("what makes it fit:")
-    lines += [f"  {flag(change.settings):28} saves {decimal(change.saves)}: {change.text}" for change in found.combination]
+    lines += [f"  {flag(change.settings):28} saves {decimal(change.saves)}: {change.text}{mark(change)}" for change in found.combination]
     return [*lines, f"then {decimal(found.room - found.fitting.needs(card))} stay free"]
 
 
@@ -110,6 +141,28 @@ def time_line(found, steps: int) -> str:
     return text + f"; ${low:,.2f} to ${high:,.2f} at prices of {card.price.date} ({card.price.source})"
 
 
+def pace_of(found) -> float | None:
+    """Tokens a second of inference on the card, all rows together; None if it does not fit whatever is changed."""
+    from ..budget import compute
+
+    return compute.decode_rate(found.fitting.setup, found.card) if found.fitting else None
+
+
+def pace_line(found) -> str:
+    """Tokens a second: of inference, the time that matters."""
+    from ..budget.compute import DECODING
+
+    setup = found.fitting.setup
+    changed = "" if found.fits else "so changed, "
+    rows = f" in all {setup.batch} rows together" if setup.batch > 1 else ""
+    return f"{changed}about {told_rate(pace_of(found))} tokens a second{rows}, at {100 * DECODING:.0f} % of the card's bandwidth: weights and the cache of {setup.seq:,} tokens are read for each"
+
+
+def told_rate(rate: float) -> str:
+    """A rate to be read: "2.4", "57", "12,300"."""
+    return f"{rate:.1f}" if rate < 10 else f"{float(f'{rate:.3g}'):,.0f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: "0.41 s", "12 min", "3.4 h", "12 days"."""
     for size, unit in ((172800, "days"), (7200, "h"), (120, "min")):
@@ -124,14 +177,26 @@ def as_json(told, card, steps: int) -> dict:
 
     from ..budget.advice import advise
 
-    found = told.to_dict()
+    found = {**told.to_dict(), "notes": told_notes(told)}
     if card:
         advised = advise(told.setup, card)
-        plan = plan_of(advised, steps)
-        changes = [{"option": flag(change.settings), "text": change.text, "saves": change.saves} for change in advised.combination or []]
+        changes = [{"option": flag(change.settings), "text": change.text, "saves": change.saves, "finetune": not only_here(change.settings)} for change in advised.combination or []]
         found["gpu"] = {**asdict(card), "need": advised.need, "fits": advised.fits, "free": advised.room - advised.need, "advice": changes, "notes": advised.notes}
-        found["time"] = {**asdict(plan), "utilisation": UTILISATION} if plan else None
+        found["time"] = time_of(advised, steps)
     return found
+
+
+def time_of(advised, steps: int) -> dict | None:
+    """The time as JSON: of a training run its plan, of inference the tokens a second."""
+    from dataclasses import asdict
+
+    from ..budget.compute import DECODING
+
+    if advised.fitting is None:
+        return None
+    if not advised.budget.setup.trains:
+        return {"tokens_per_second": pace_of(advised), "bound": "bandwidth", "utilisation": DECODING}
+    return {**asdict(plan_of(advised, steps)), "utilisation": UTILISATION}
 
 
 def answer(args) -> tuple:
@@ -141,6 +206,8 @@ def answer(args) -> tuple:
     if args.steps < 1:
         raise MiniloraError(f"--steps is {args.steps}; give 1 or more")
     card = budget.catalog.gpu(args.gpu) if args.gpu else None
+    if card and args.device == "cpu":
+        raise MiniloraError(f"--gpu {args.gpu} asks of a card and --device cpu of a processor; leave one of them out")
     settings = {name: getattr(args, name) for name in PLAIN}
     shape = budget.catalog.model(args.model)
     if shape.family != "llama" and args.method != "inference":
@@ -163,9 +230,11 @@ def run(args) -> int:
         return 0
     print(table.headline(told))
     print(table.table(told, args.explain, card))
+    for note in told_notes(told):
+        print(f"note: {note}")
     if card:
         found = advise(told.setup, card)
-        print("\n".join([*verdict(found), *([time_line(found, args.steps)] if found.fitting else [])]))
+        print("\n".join([*verdict(found), *([time_line(found, args.steps) if told.setup.trains else pace_line(found)] if found.fitting else [])]))
     elif told.setup.device == "cuda":
         print(without_card(told))
     if args.picture:

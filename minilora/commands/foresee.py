@@ -4,7 +4,8 @@ What it replaces: "CUDA out of memory" after the model was loaded, or the kernel
 How it works: `finetune` hands over its settings; `minilora.budget` counts the step on the Llama that will run (ours, or transformers' with PEFT's
 layers), `machine.py` says what is free, and if the run needs more, one line on standard error names both and the mildest option that makes it fit. A budget that
 cannot be made, for whatever reason, is no reason not to train: then nothing is said.
-What it leaves out: refusing. The forecast may be wrong, and the machine may have swap; who is warned may go on.
+What it leaves out: refusing: the forecast may be wrong, and the machine may have swap; who is warned may go on. DoRA (`--variant dora`: its
+norms of columns and their gradients) and `--dropout` (its masks) are not counted: such runs need more than is said here.
 Where numerics differ: see `minilora.budget`; on a processor the interpreter and torch take some hundred MB more.
 """
 
@@ -20,7 +21,7 @@ LIBRARIES = 400 * 10**6  # what torch and the tokenizer take on a processor, bes
 
 
 def setup_of(settings: dict, folder: Path, device: str, longest: int):
-    """The budget's setup for the settings of `finetune`: the backend's Llama, rows as long as the longest."""
+    """The budget's setup for the settings of `finetune`: the backend's Llama, rows as long as the longest. `variant` and `dropout` are not counted."""
     from ..budget.setup import make
 
     cuda = device.startswith("cuda")

@@ -1,5 +1,7 @@
 """What the closed form says autograd keeps, against the storages that autograd keeps: ours and transformers' Llama, on a CPU."""
 
+import functools
+import itertools
 import random
 
 import pytest
@@ -13,6 +15,7 @@ from minilora.budget.setup import make
 ALLOWED = 16  # bytes: a scalar more or less
 METHODS = {"full": {"fp32": "full", "bf16": "full-bf16", "autocast": "mixed"}}
 SIDES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+WAYS = (("transformers", "minilora"), ("fp32", "bf16", "autocast"), ("sdpa", "eager"), ("full", "lora", "int8", "qlora"))
 DRAWS = (False, True, False, True, False)  # checkpointed or not, for each of 48 ways: 240 configurations
 
 
@@ -48,18 +51,31 @@ def drawn(dice: random.Random, **fixed):
                 detour=dice.choice(["fused", "plain"]), device="cpu", **fixed)  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "int8", "qlora"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
-@pytest.mark.parametrize("library", ["transformers", "minilora"])
-def test_what_is_kept_is_what_autograd_keeps(library, precision, attention, method):
+@functools.lru_cache(maxsize=None)
+def compared(library: str, precision: str, attention: str, method: str) -> list:
+    """(setup, bytes by which the form is off) of the five draws of one way; measured once, for both tests."""
+    found = []
     dice = random.Random(f"{library} {precision} {attention} {method}")
     named = METHODS.get(method, {}).get(precision, method)
     for checkpointing in DRAWS:
         setup = drawn(dice, library=library, precision=precision, attention=attention, method=named, checkpointing=checkpointing)
         torch.manual_seed(0)
-        kept = kept_by_autograd(build(Plan(setup)), setup)
-        assert abs(activations.kept(setup).bytes - kept) <= ALLOWED, (setup, kept)
+        found.append((setup, activations.kept(setup).bytes - kept_by_autograd(build(Plan(setup)), setup)))
+    return found
+
+
+@pytest.mark.parametrize("method", WAYS[3])
+@pytest.mark.parametrize("attention", WAYS[2])
+@pytest.mark.parametrize("precision", WAYS[1])
+@pytest.mark.parametrize("library", WAYS[0])
+def test_what_is_kept_is_what_autograd_keeps(library, precision, attention, method):
+    for setup, off in compared(library, precision, attention, method):
+        assert abs(off) <= ALLOWED, (setup, off)
+
+
+def test_most_are_exact_to_the_byte():
+    offs = [off for way in itertools.product(*WAYS) for _, off in compared(*way)]
+    assert len(offs) == 240 and offs.count(0) >= 120, f"{offs.count(0)} of {len(offs)} exact"
 
 
 def test_one_layer_more_keeps_what_the_published_form_says():

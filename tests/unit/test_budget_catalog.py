@@ -105,14 +105,33 @@ def test_a_broken_config_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("asked, name", [("LLAMA-7B", "llama-7b"), ("llama-1-65b", "llama-65b"), ("meta-llama/Llama-2-7b-hf", "llama-2-7b"),
-                                         ("Qwen/Qwen2.5-7B", "qwen2.5-7b"), ("TinyLlama", "tinyllama-1.1b"), ("llama-30b", "llama-33b")])  # fmt: skip
+                                         ("Qwen/Qwen2.5-7B", "qwen2.5-7b"), ("TinyLlama", "tinyllama-1.1b"), ("llama-30b", "llama-33b"),
+                                         ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tinyllama-1.1b"), ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "tinyllama-1.1b"),
+                                         ("mistralai/Mistral-7B-v0.1", "mistral-7b"), ("mistralai/Mistral-7B-Instruct-v0.2", "mistral-7b"),
+                                         ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"), ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+                                         ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"), ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
+                                         ("meta-llama/Llama-3.3-70B-Instruct", "llama-3.3-70b"), ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m")])  # fmt: skip
 def test_names_are_read_kindly(asked, name):
     assert catalog.model(asked).name == name
 
 
-@pytest.mark.parametrize("asked, name", [("t4", "T4"), ("A100", "A100 80"), ("a100-40gb", "A100 40"), ("rtx4090", "RTX 4090"), ("4090", "RTX 4090"), ("H100 SXM", "H100")])
+@pytest.mark.parametrize("asked, name", [("t4", "T4"), ("A100", "A100 80"), ("a100-40gb", "A100 40"), ("rtx4090", "RTX 4090"), ("4090", "RTX 4090"), ("H100 SXM", "H100"), ("A6000", "RTX A6000")])
 def test_cards_are_read_kindly(asked, name):
     assert catalog.gpu(asked).name == name and catalog.gpu(catalog.gpu(asked)).name == name
+
+
+@pytest.mark.parametrize("asked", ["Qwen/Qwen2.5-Coder-7B-Instruct", "lmsys/vicuna-7b-v1.5", "mistralai/Mistral-7B-v0.4x", "someone/llama-2-7b-chatty"])
+def test_a_name_with_another_word_is_no_guess(asked):
+    with pytest.raises(MiniloraError, match="unknown model"):
+        catalog.model(asked)
+
+
+def test_a_folder_is_read_although_its_name_is_in_the_catalogue(tmp_path):
+    folder = tmp_path / "Llama-3.2-1B-Instruct"
+    folder.mkdir()
+    fields = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100)
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert catalog.model(folder).hidden == 64
 
 
 def test_unknown_names_bring_the_nearest():

@@ -3,6 +3,7 @@
 import pytest
 
 from minilora.budget import estimate, measured
+from tools import readme
 
 ROWS = measured.compared()
 
@@ -47,3 +48,18 @@ def test_limits_count_in_no_mean_and_are_marked():
     assert bounds and measured.mean_error(ROWS) == measured.mean_error([row for row in ROWS if row not in bounds])
     text = measured.table(ROWS)
     assert text.count("≤") == len(bounds) and len(text.splitlines()) == len(ROWS) + 1
+
+
+def test_the_readme_shows_every_figure_with_mean_and_worst_error():
+    text = readme.published_table()
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(lines) == len(ROWS)
+    for row, line in zip(ROWS, lines):
+        assert row.measurement.what in line[0] and f"{row.measurement.peak:.2f} {row.measurement.unit}" in line[1]
+        assert float(line[2].split()[0]) == pytest.approx(row.predicted / measured.UNITS[row.measurement.unit], abs=0.006)
+        assert float(line[3].removesuffix(" %").replace("−", "-")) == pytest.approx(100 * row.error, abs=0.06) and len(line[4]) > 8
+    assert f"**{100 * measured.mean_error(ROWS):.1f} %**" in text
+    worst = max((row for row in ROWS if not row.measurement.bound), key=lambda row: abs(row.error))
+    assert f"{100 * worst.error:+.1f} %".replace("-", "−") in text.splitlines()[0] and worst.measurement.what in text.splitlines()[0]
+    assert all(row.measurement.source in text for row in ROWS)
+    assert text in (readme.ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """`minilora budget`: its table, JSON, picture and advice agree with `estimate`; and `finetune` warns before it would run out."""
 
+import argparse
 import json
 import re
 
@@ -125,6 +126,59 @@ def test_without_a_card_the_smallest_is_named(capsys):
     assert name in fits and catalog.gpu(name).memory == min(catalog.gpu(each).memory for each in fits)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_inference_is_told_in_tokens_a_second(capsys, rows):
+    argv = ["--model", "llama-7b", "--method", "inference", "--seq", "100", "--gpu", "RTX 4090", "--batch", str(rows)]
+    read = 2 * (6_738_415_616 - 32000 * 4096) + rows * 2 * 2 * 32 * 100 * 4096  # weights but the token table, and the cache
+    rate = 0.6 * rows * 1008e9 / read
+    text, found = said(capsys, *argv), json.loads(said(capsys, *argv, "--json"))
+    assert f"about {rate:,.{0 if rate >= 10 else 1}f} tokens a second" in text and "60 %" in text and "steps" not in text and "loss" not in text
+    assert (f"in all {rows} rows together" in text) == (rows > 1)
+    assert found["time"]["tokens_per_second"] == pytest.approx(rate) and "updates" not in found["time"]
+
+
+def test_inference_that_fits_only_when_changed_is_timed_as_changed(capsys):
+    argv = ["--model", "llama-7b", "--method", "inference", "--seq", "100", "--gpu", "RTX 4090"]
+    changed, halves = said(capsys, *argv, "--precision", "fp32"), said(capsys, *argv)
+    rate = re.search(r"about \S+ tokens a second", halves)[0]
+    assert "--precision bf16" in changed and f"so changed, {rate}" in changed and "so changed" not in halves
+
+
+def test_rows_longer_than_the_model_was_made_for_are_noted_once(capsys):
+    for more in ([], ["--gpu", "T4"]):
+        assert said(capsys, "--model", "tinyllama-1.1b", "--seq", "2049", *more).count("note: 2,049 tokens are more than the 2,048 that tinyllama-1.1b was made for") == 1
+        assert "was made for" not in said(capsys, "--model", "tinyllama-1.1b", "--seq", "2048", *more)
+    assert json.loads(said(capsys, "--model", "tinyllama-1.1b", "--seq", "2049", "--json"))["notes"]
+
+
+def test_advice_that_finetune_cannot_follow_is_marked():
+    """Every option of the advice is one of finetune's, with a value that it takes, or is marked."""
+    parser = argparse.ArgumentParser()
+    finetune.add_arguments(parser)
+    known = {name: action for action in parser._actions for name in action.option_strings}
+    seen = set()
+    for start in (dict(method="full", attention="eager"), dict(method="lora", checkpointing=False, precision="fp32", batch=4, rank=64)):
+        for change in budget.advice.changes(budget.estimate("llama-7b", **start).setup):
+            name, _, value = command.flag(change.settings).partition(" ")
+            takes = name in known and (not known[name].choices or value in known[name].choices)
+            assert command.only_here(change.settings) == (not takes), (name, value)
+            assert bool(command.mark(change)) == (not takes)
+            seen.add((name, takes))
+    assert {("--optimizer", False), ("--fused", False), ("--attention", False), ("--batch", True), ("--checkpointing", True), ("--method", True), ("--method", False)} <= seen
+
+
+def test_the_help_names_the_options_that_finetune_lacks():
+    """What both have, what only one has, and the defaults that differ, as the parsers say it."""
+    parsers = {}
+    for name, each in (("budget", command), ("finetune", finetune)):
+        parsers[name] = argparse.ArgumentParser()
+        each.add_arguments(parsers[name])
+    ours, theirs = ({name for action in parser._actions for name in action.option_strings} for parser in parsers.values())
+    assert {"--optimizer", "--fused", "--attention", "--library", "--gpu"} <= ours - theirs
+    assert all(name in parsers["budget"].epilog and name in command.__doc__ for name in ("--optimizer", "--fused", "--attention", "--library", "--gpu", "full-bf16"))
+    assert finetune.DEFAULTS["batch"] == 16 and not finetune.DEFAULTS["checkpointing"] and "--batch 16 --no-checkpointing" in parsers["budget"].epilog
+
+
 @pytest.mark.parametrize("seconds, text", [(0.41, "0.41 s"), (59, "59 s"), (300, "5.0 min"), (9000, "2.5 h"), (864000, "10.0 days")])
 def test_time_is_told_as_people_do(seconds, text):
     assert command.duration(seconds) == text
@@ -142,7 +196,7 @@ def test_prices_carry_their_date(capsys):
     (["--rank", "257"], "rank 257 is above .* at most 128"), (["--rank", "0"], "rank is 0"), (["--seq", "0"], "seq is 0"), (["--steps", "0"], "--steps is 0"),
     (["--method", "qlra"], "'qlra'.*qlora"), (["--targets", "q_prj"], "'q_prj'.*q_proj"), (["--optimizer", "adamw8"], "'adamw8'.*adamw8bit"),
     (["--precision", "bf61"], "'bf61'.*bf16"), (["--picture", "budget.gif"], "budget.gif.*svg"), (["--bathc", "1"], "--bathc.*--help"),
-    (["--model", "tests"], "tests|config.json"), (["--model", "mt0-large"], "mt0-large is no Llama.*inference"), (["--picture", "/proc/budget.svg"], "cannot write"),
+    (["--gpu", "T4", "--device", "cpu"], "--gpu T4 .* --device cpu .*leave one"), (["--model", "tests"], "tests|config.json"), (["--model", "mt0-large"], "mt0-large is no Llama.*inference"), (["--picture", "/proc/budget.svg"], "cannot write"),
 ])
 def test_the_impossible_gets_one_line(capsys, argv, message):
     assert re.search(message, complaint(capsys, *argv))
