@@ -3,6 +3,8 @@
 bitsandbytes' own dequantization is not the reference for shapes: on a CPU it is wrong for some of them; level * absmax is.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -40,10 +42,25 @@ def near_ties(rng, size, block=32):
     return x
 
 
+def in_some_shape(draw, x):
+    """The numbers as a vector, a matrix or a 3-D tensor, what does not fill it cut off; contiguous, transposed or every second one."""
+    rows, columns = draw(st.integers(1, min(9, x.numel()))), draw(st.integers(1, min(5, x.numel())))
+    if draw(st.booleans()):
+        shape = draw(st.sampled_from([(-1,), (rows, -1), (-1, columns)]))
+    else:
+        shape = (rows, -1, columns) if rows * columns <= x.numel() else (1, -1, 1)
+    cells = abs(math.prod(shape))
+    x = x[: x.numel() // cells * cells].view(shape)
+    layout = draw(st.sampled_from(["contiguous", "transposed", "strided"]))
+    if layout == "strided":
+        return torch.stack([x, x + 1], -1)[..., 0]
+    return x.transpose(0, -1) if layout == "transposed" else x
+
+
 @st.composite
 def tensors(draw):
-    """Any size, also odd and with a tail; magnitudes from subnormal to large; blocks of zeros; exact ties."""
-    size = draw(st.integers(1, 700))
+    """Any size up to two blocks of 4096 and a tail; magnitudes from subnormal to large; blocks of zeros; exact ties; 1 to 3 dimensions."""
+    size = draw(st.integers(1, 700) | st.integers(701, 9000))
     seed = draw(st.integers(0, 2**31))
     kind = draw(st.sampled_from(["normal", "tiny", "wide", "zeros inside", "ties", "near ties", "equal"]))
     rng = np.random.default_rng(seed)
@@ -62,13 +79,22 @@ def tensors(draw):
         x = near_ties(rng, size)
     elif kind == "equal":
         x[:] = x[0]
-    return torch.from_numpy(x.astype(np.float32)).to(draw(st.sampled_from(DTYPES)))
+    return in_some_shape(draw, torch.from_numpy(x.astype(np.float32)).to(draw(st.sampled_from(DTYPES))))
 
 
 @settings(max_examples=150, deadline=None)
 @given(tensors(), st.sampled_from(CODES), st.sampled_from(bnb_format.BLOCKS))
 def test_bytes_and_scales_equal_bitsandbytes(x, code, block):
     assert_same_as_bitsandbytes(x, code, block)
+
+
+@pytest.mark.parametrize("block", bnb_format.BLOCKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_blocks_of_every_length_and_a_tail(block, dtype):
+    for size in (2 * block, 2 * block + 37):
+        x = torch.from_numpy(near_ties(np.random.default_rng(block), size, block))
+        for code in CODES:
+            assert_same_as_bitsandbytes(x.to(dtype), code, block)
 
 
 @pytest.mark.parametrize("shape", [(65,), (128, 96), (7, 3, 5), (64, 64), (1, 1), (333, 200)])
@@ -138,13 +164,13 @@ def test_nf4_comes_from_the_normal_distribution_alone():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 2000), st.integers(0, 2**31), st.sampled_from(CODES), st.booleans())
-def test_double_quantization_equals_bitsandbytes(blocks, seed, code, uneven):
+@given(st.integers(1, 2000), st.integers(0, 2**31), st.sampled_from(CODES), st.booleans(), st.sampled_from(DTYPES))
+def test_double_quantization_equals_bitsandbytes(blocks, seed, code, uneven, dtype):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(blocks * 64 + seed % 64).astype(np.float32)
     if uneven:
         x *= np.repeat(10.0 ** rng.integers(-4, 3, blocks + 1), 64)[: x.size].astype(np.float32)
-    x = torch.from_numpy(x)
+    x = torch.from_numpy(x).to(dtype)
     packed, state = theirs(x, code, 64, double=True)
     ours = Q.quantize(x, code, double=True)
     assert torch.equal(ours.packed, packed) and torch.equal(ours.absmax, state.absmax)
