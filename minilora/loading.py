@@ -11,6 +11,7 @@ Where numerics differ: nowhere; see llama.py, qlora.py, int8.py.
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import shutil
 from pathlib import Path
@@ -123,15 +124,31 @@ def pick_device(name: str | None) -> str:
     return name
 
 
+def packed(folder: Path) -> bool:
+    """Does config.json say that the weights are 4-bit codes of bitsandbytes?"""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, ValueError, AttributeError):  # the loader says it better
+        return False
+    return bool(settings) and bool(settings.get("load_in_4bit"))
+
+
 def load_base(folder: Path, device: str, quantization: dict | None = None, trained: bool = False):
     """The Llama in `folder` on `device`, quantized if told so.
 
-    Frozen weights are kept in bf16 on a GPU that has it; weights to be trained whole, and everything on a CPU, in fp32.
+    Frozen weights are kept in bf16 on a GPU that has it; weights to be trained whole, and everything on a CPU, in fp32. A folder that is
+    in 4 bits already (see qcheckpoint.py) is read as it is. Raises MiniloraError if that one is to be trained whole or quantized again.
     """
     import torch
 
     from .llama import Llama
 
+    if packed(folder):
+        if trained or quantization:
+            raise MiniloraError(f"{folder} is in 4 bits already; use --code none, or --method lora over it")
+        from .qcheckpoint import load_quantized
+
+        return load_quantized(folder, device=device)
     half = device.startswith("cuda") and not trained and torch.cuda.get_device_capability() >= (8, 0)
     model = Llama.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32, device=device)
     return quantize_base(model, **quantization) if quantization else model

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -192,3 +193,29 @@ def test_help_lists_every_command(capsys):
 def test_help_and_typing_errors_load_no_torch():
     code = "import sys; from minilora.cli import main; main(['finetune', '--help']); main(['tune']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def kl_of(text: str) -> list[float]:
+    """The divergences that merge reports."""
+    return [float(number) for number in re.findall(r"(\d\.\de[-+]\d\d)", text.splitlines()[-1])]
+
+
+@pytest.mark.parametrize("options", [[], ["--data"]])
+def test_merge_reports_how_far_the_answers_moved(capsys, tiny_folder, data, runs, tmp_path, options):
+    options = options + [str(data)] * len(options)
+    assert main(["merge", "--model", str(tiny_folder), "--adapter", str(runs / "qlora"), "--out", str(tmp_path / "exact"), *options]) == 0
+    (exact,) = kl_of(capsys.readouterr().out)
+    again = ["--out", str(tmp_path / "again"), "--requantize", "nf4"]
+    assert main(["merge", "--model", str(tiny_folder), "--adapter", str(runs / "qlora"), *again, *options]) == 0
+    dense, moved = kl_of(capsys.readouterr().out)
+    assert dense == exact and abs(exact) < 1e-9 < 1e-5 < moved, (exact, moved)
+
+
+def test_a_model_merged_into_four_bits_is_read_again(capsys, tiny_folder, data, runs, tmp_path):
+    out = str(tmp_path / "again")
+    assert main(["merge", "--model", str(tiny_folder), "--adapter", str(runs / "qlora"), "--out", out, "--requantize", "nf4"]) == 0
+    assert (tmp_path / "again" / "model.safetensors").stat().st_size < (tiny_folder / "model.safetensors").stat().st_size
+    capsys.readouterr()
+    assert score(capsys, "--model", out, "--data", data, "--limit", "4").startswith("exact match ")
+    assert main(["evaluate", "--model", out, "--code", "nf4", "--data", str(data)]) == 2
+    assert "is in 4 bits already" in capsys.readouterr().err
