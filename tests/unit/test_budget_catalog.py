@@ -108,7 +108,8 @@ def test_a_broken_config_is_refused(tmp_path):
                                          ("Qwen/Qwen2.5-7B", "qwen2.5-7b"), ("TinyLlama", "tinyllama-1.1b"), ("llama-30b", "llama-33b"),
                                          ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tinyllama-1.1b"), ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "tinyllama-1.1b"),
                                          ("mistralai/Mistral-7B-v0.1", "mistral-7b"), ("mistralai/Mistral-7B-Instruct-v0.2", "mistral-7b"),
-                                         ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"), ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+                                         ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"), ("mistralai/Mistral-7B-v0.3", "mistral-7b-v0.3"),
+                                         ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
                                          ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"), ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
                                          ("meta-llama/Llama-3.3-70B-Instruct", "llama-3.3-70b"), ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m")])  # fmt: skip
 def test_names_are_read_kindly(asked, name):
