@@ -261,6 +261,32 @@ def test_works_under_transformers(tmp_path):
     assert torch.allclose(theirs(ids).logits, ours(ids), atol=1e-5)
 
 
+def backward(model, ids):
+    """Gradients of every trained weight and of the embedding's output, which a frozen embedding would not show."""
+    kept = []
+    hook = model.model.embed_tokens.register_forward_hook(lambda module, args, out: kept.append(out.detach().requires_grad_()) or kept[0])
+    logits = model(ids)
+    hook.remove()
+    logits = getattr(logits, "logits", logits)
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    return {"input": kept[0].grad, **{name: p.grad for name, p in model.named_parameters() if p.requires_grad}}
+
+
+def test_a_backward_under_transformers_gives_the_gradients_of_our_llama_and_of_the_dense_weights(tmp_path):
+    dense, ids = wide(False), torch.randint(0, 61, (2, 9))
+    dense.save_pretrained(tmp_path)
+    theirs, ours, decoded = quantize_model(hugging_face(tmp_path)), quantize_model(copy.deepcopy(dense)), hugging_face(tmp_path)
+    for name, module in theirs.named_modules():
+        if isinstance(module, QLinear):
+            decoded.get_submodule(name).weight.data.copy_(module.dense_weight())
+    found, *wanted = (backward(with_adapter(model), ids) for model in (theirs, ours, decoded))
+    assert sum(isinstance(module, QLinear) for module in theirs.modules()) == 14 and len(found) == 29
+    for other in wanted:
+        assert found.keys() == other.keys()
+        for name in found:
+            assert found[name].abs().sum() > 0 and torch.allclose(found[name], other[name], rtol=1e-3, atol=1e-6), name
+
+
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("code", ["nf4", "fp4"])
 def test_keys_and_bytes_equal_bitsandbytes(code, double):
