@@ -55,7 +55,7 @@ def _devices() -> list[str]:
     lines = [f"cpu: {torch.get_num_threads()} threads, bf16 {'in hardware' if amx or avx else 'emulated'}"]
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
-        half = "bf16" if gpu.major >= 8 else "no bf16, so fp32 is used"
+        half = "bf16" if gpu.major >= 8 else "no bf16, so `--precision auto` takes fp16 with loss scaling"
         lines.append(f"cuda:{i}: {gpu.name}, {gpu.total_memory / 1e9:.1f} GB, {half}")
     if len(lines) == 1:
         lines.append("no GPU seen: everything runs on the CPU, lessons take their CPU path")
