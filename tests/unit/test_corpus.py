@@ -49,10 +49,42 @@ def test_the_shipped_files_are_what_the_generator_writes(task, split):
     assert shipped[:100] == tasks.examples(task, split, 100)
 
 
-@pytest.mark.parametrize("task", ["extract"])
-def test_what_test_answers_name_was_never_in_train(task):
-    seen = "\n".join(e["prompt"] + e["response"] for e in read(task, "train"))
-    for example in read(task, "test"):
+PERSON = re.compile(rf"(?:{'|'.join(names.STARTS)})(?:{'|'.join(names.MIDDLES)})?(?:{'|'.join(names.ENDS)})")
+PLAIN_WORDS = {"June", "July", "Later", "One", "Sugar"}  # begin a sentence or name a month, and look like syllables of a person
+SPLITS = ("train", "valid", "test")
+
+
+def people(examples):
+    """Every name in prompts and responses, whoever it is: the one asked for, the others, the one that an aside names."""
+    words = {word for e in examples for word in re.findall(r"\b[A-Z][a-z]+\b", e["prompt"] + " " + e["response"])}
+    return {word for word in words if PERSON.fullmatch(word)} - PLAIN_WORDS
+
+
+@pytest.mark.parametrize("task", sorted(tasks.TASKS))
+def test_no_person_stands_in_two_parts(task):
+    for split in SPLITS:
+        found = people(read(task, split))
+        assert len(found) >= tasks.SIZES[split] // 2
+        assert {names.part(name) for name in found} == {split}
+
+
+@pytest.mark.parametrize("task", sorted(tasks.TASKS))
+def test_no_prompt_stands_in_two_parts_but_two_sums_without_a_name(task):
+    """And no answer either, where answers are not labels or small numbers."""
+    parts = {split: read(task, split) for split in SPLITS}
+    line_in_train = {e["prompt"]: line for line, e in enumerate(parts["train"], 1)}
+    twice = [(split, line, line_in_train[e["prompt"]]) for split in SPLITS[1:] for line, e in enumerate(parts[split], 1) if e["prompt"] in line_in_train]
+    assert twice == ([("valid", 144, 468), ("test", 147, 1044)] if task == "sums" else [])
+    assert not {e["prompt"] for e in parts["valid"]} & {e["prompt"] for e in parts["test"]}
+    if task in ("extract", "style"):
+        answers = [{e["response"] for e in parts[split]} for split in SPLITS]
+        assert len(set().union(*answers)) == sum(map(len, answers))
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_what_the_cards_name_was_never_in_train(split):
+    seen = "\n".join(e["prompt"] + e["response"] for e in read("extract", "train"))
+    for example in read("extract", split):
         for entity in json.loads(example["response"]).values():
             bare = re.fullmatch(r"the [a-z]+", entity)  # a plain word such as "the mill" may stand anywhere
             assert bare or entity not in seen or not re.search(rf"\b{re.escape(entity)}\b", seen), entity
