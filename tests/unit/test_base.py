@@ -86,19 +86,31 @@ def test_a_name_is_the_same_tokens_wherever_it_stands(raw_tokenizer):
             assert any(ids[i : i + len(alone)] == alone for i in range(len(ids))), (name, text)
 
 
-@pytest.mark.parametrize("task", ["extract", "mood", "style", "sums"])
-def test_every_token_of_an_answer_was_trained(task, raw_tokenizer):
-    """Under LoRA embedding and head are frozen: what the base never wrote, no adapter can make it write."""
+@pytest.fixture(scope="module")
+def trained_tokens(raw_tokenizer):
+    """The tokens of 12,000 documents of each mixture."""
     from corpus import families, tokens
 
-    seen: Counter = Counter()
+    seen: set = set()
     for mixture in families.MIXTURES:
         for _, document in islice(families.documents(0, mixture), 12_000):
             seen.update(tokens.encode(raw_tokenizer, document)[0])
-    folder = data_folder() / "tasks" / task
-    used: Counter = Counter()
-    for split in ("train", "test"):
-        for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
-            used.update(raw_tokenizer.encode(json.loads(line)["response"]).ids)
-    rare = {raw_tokenizer.id_to_token(i): n for i, n in used.items() if seen[i] == 0}
-    assert sum(rare.values()) <= 0.001 * sum(used.values()), rare
+    return seen
+
+
+# Pieces of words that only these prompts have ("growled", "yesterday"): the base reads them with an embedding it never trained.
+UNREAD = {"mood": {"Ġgrow", "Ġche", "Ġtre", "Ġsho", "Ġno", "Ġgood"}, "sums": {"terday", "Ġne"}}
+
+
+@pytest.mark.parametrize("task", ["extract", "mood", "style", "sums"])
+def test_every_token_of_an_answer_was_trained(task, raw_tokenizer, trained_tokens):
+    """Under LoRA embedding and head are frozen: what the base never wrote, no adapter can make it write. Of prompts up to 1 % is new to it."""
+    used = {"prompt": Counter(), "response": Counter()}
+    for split in ("train", "valid", "test"):
+        for line in (data_folder() / "tasks" / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+            for part, counts in used.items():
+                counts.update(raw_tokenizer.encode(json.loads(line)[part]).ids)
+    new = {part: {raw_tokenizer.id_to_token(i): n for i, n in counts.items() if i not in trained_tokens} for part, counts in used.items()}
+    assert new["response"] == {}
+    assert set(new["prompt"]) == UNREAD.get(task, set())
+    assert sum(new["prompt"].values()) <= 0.01 * used["prompt"].total()
