@@ -79,8 +79,9 @@ def task_table() -> str:
     longer = sorted({run["task"] + " " + run["command"].split("--steps ")[1].split()[0] for run in found["runs"] if "--steps " in run["command"]})
     steps = "the default steps" + (f" ({', '.join(longer)})" if longer else "")
     slowest = max((run.get("seconds", 0) for run in found["runs"]), default=0)
-    rows += ["", f"{asked} questions a task, none of their people and places seen in training; one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]},"
-             f" one thread a run, the slowest {slowest:.0f} s; {found['date']}. Written by `benchmarks/tasks.py`."]
+    rows += ["", f"{asked} questions a task: people, towns, things and described places are new, plain places (“the mill”) and what `sums` counts recur;"
+             f" one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]}, one thread a run, the slowest {slowest:.0f} s; {found['date']}."
+             " Written by `benchmarks/tasks.py`."]
     return "\n".join(rows)
 
 
