@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from .errors import MiniloraError
+from .lora.rates import loraplus_groups
 from .runs import RunFolder
 from .scoring import HALVES, autocast, device_of, evaluate_loss, exact_match, loss_sum, mode, settle_precision, tensors
 from .selfcheck import CheckFailed, check
@@ -58,6 +59,7 @@ class TrainConfig:
     eval_every: int = 0  # steps; 0: at start and end only
     save_every: int = 50  # steps; used when `out` is given
     seed: int = 0
+    lora_plus: float | None = None  # B learns at this many times the rate of A (lora/rates.py); None: at the same
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "batch_size": 1, "accumulate": 1, "eval_every": 0, "save_every": 1}.items():
@@ -70,6 +72,8 @@ class TrainConfig:
                 raise MiniloraError(f"{name} is {value!r}; give a number above 0, such as 1e-3")
         if self.precision not in ("auto", "fp32", *HALVES):
             raise MiniloraError(f"precision is {self.precision!r}; choose auto, fp32, bf16 or fp16")
+        if self.lora_plus is not None and not (isinstance(self.lora_plus, (int, float)) and 1 <= self.lora_plus < math.inf):
+            raise MiniloraError(f"lora_plus is {self.lora_plus!r}; B learns faster than A, so give 1 or more, such as 16")
         if self.warmup is None:
             self.warmup = min(100, math.ceil(self.steps / 20))
         if not 0 <= self.warmup <= self.steps:
@@ -145,6 +149,14 @@ def _settings(config: TrainConfig | None, settings: dict) -> TrainConfig:
     return dataclasses.replace(config, **settings) if config else TrainConfig(**settings)
 
 
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list:
+    """What learns, for the optimizer. With LoRA+ in groups, each with its share of the step's rate."""
+    if config.lora_plus is None:
+        return [p for p in model.parameters() if p.requires_grad]
+    groups = loraplus_groups(model, config.lr, config.lora_plus, weight_decay=config.weight_decay)
+    return [group | {"share": group["lr"] / config.lr} for group in groups]
+
+
 def loss_scaler(model: nn.Module, precision: str) -> torch.amp.GradScaler:
     """fp16's loss scaling; for every other precision one that does nothing."""
     return torch.amp.GradScaler(device_of(model).type, enabled=settle_precision(model, precision) == "fp16")
@@ -217,7 +229,7 @@ def fit(
         model.gradient_checkpointing = True
     check(model, tensors(batches(0)[:4], model))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     scaler = loss_scaler(model, config.precision)
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices), mode(model, True), _deferred_interrupt() as interrupted:
@@ -260,7 +272,7 @@ class _Loop:
         began = time.perf_counter()
         rate = learning_rate(step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         loss, tokens = step_gradients(self.model, self.batches(step), self.config, self.scaler)
         scaled = self.scaler.is_enabled()
         if scaled and tokens:

@@ -37,6 +37,7 @@ DEFAULTS = {
     "accumulate": 1,
     "seq": None,  # as long as the model allows, at most MAX_SEQ
     "lr": None,  # LEARNING_RATE of the method
+    "lora_plus": None,
     "warmup": None,
     "weight_decay": 0.0,
     "clip": 1.0,
@@ -50,7 +51,7 @@ DEFAULTS = {
 }
 LEARNING_RATE = {"lora": 3e-3, "qlora": 3e-3, "int8": 3e-3, "full": 1e-3}
 MAX_SEQ = 512
-ADAPTER_ONLY = ("rank", "alpha", "targets", "variant", "init", "dropout")  # mean nothing for --method full
+ADAPTER_ONLY = ("rank", "alpha", "targets", "variant", "init", "dropout", "lora_plus")  # mean nothing for --method full
 MAY_CHANGE = ("save_every",)  # on --resume: decides no number
 
 
@@ -68,7 +69,7 @@ def add_arguments(parser) -> None:
     add("--alpha", "the adapter's output is scaled by alpha / rank", type=float)
     add("--targets", "all, names such as q_proj,v_proj, or a regular expression for whole paths")
     add("--variant", "lora, rslora or dora", choices=["lora", "rslora", "dora"])
-    add("--init", "how A and B start: kaiming, gaussian, pissa, loftq")
+    add("--init", "how A and B start: kaiming, gaussian, loftq, or (method lora alone) pissa")
     add("--dropout", "on the adapter's input", type=float)
     add("--code", "qlora's number format for the base")
     add("--steps", "updates", type=int)
@@ -76,7 +77,8 @@ def add_arguments(parser) -> None:
     add("--accumulate", "such batches per update", type=int)
     add("--seq", f"longest row in tokens (default: the model's positions, at most {MAX_SEQ})", type=int)
     add("--lr", "highest learning rate (default " + ", ".join(f"{m} {v:g}" for m, v in LEARNING_RATE.items()) + ")", type=float)
-    add("--warmup", "steps of rising learning rate (default: a twentieth of the run)", type=int)
+    add("--warmup", "steps of rising learning rate (default: a twentieth of the run, at most 100)", type=int)
+    add("--lora-plus", "B learns at RATIO times the rate of A, such as 16 (default: at the same)", type=float, metavar="RATIO")
     add("--weight-decay", "AdamW's", type=float)
     add("--clip", "largest gradient norm, 0: none", type=float)
     add("--seed", "of the adapter's start, the order of the data and dropout", type=int)
@@ -109,9 +111,11 @@ def settle(args, saved: dict | None) -> dict:
     if settings["method"] == "full":
         for name in ADAPTER_ONLY:
             if name in typed and saved is None:
-                raise MiniloraError(f"--{name} says nothing for --method full, which has no adapter; leave it out, or choose lora, qlora or int8")
+                raise MiniloraError(f"--{name.replace('_', '-')} says nothing for --method full, which has no adapter; leave it out, or choose lora, qlora or int8")
     if settings["method"] != "qlora" and "code" in typed and saved is None:
         raise MiniloraError(f"--code {typed['code']} says nothing for --method {settings['method']}; leave it out, or choose --method qlora")
+    if settings["init"].startswith("pissa_niter") and "dora" in settings["variant"]:
+        raise MiniloraError(f"--init {settings['init']} splits at random and --variant {settings['variant']} cannot be saved over that; choose --init pissa")
     if settings["code"] == models.INT8:
         raise MiniloraError(f"--code {models.INT8} is no code book for qlora's blocks; leave it out and choose --method int8")
     if settings["backend"] == "peft":
@@ -133,7 +137,7 @@ def train_config(settings: dict):
     """The part of the settings that train.fit takes."""
     from ..train import TrainConfig
 
-    same = ("steps", "accumulate", "lr", "warmup", "weight_decay", "clip", "seed", "checkpointing", "precision", "eval_every", "save_every")
+    same = ("steps", "accumulate", "lr", "warmup", "weight_decay", "clip", "seed", "lora_plus", "checkpointing", "precision", "eval_every", "save_every")
     return TrainConfig(batch_size=settings["batch"], **{name: settings[name] for name in same})
 
 
@@ -232,13 +236,18 @@ def build(settings: dict, folder: Path, device: str):
     method = settings["method"]
     code = {"qlora": settings["code"], "int8": models.INT8}.get(method)
     quantization = models.recipe(code) if code else None
-    model = models.load_base(folder, device, quantization, trained=method == "full")
+    keep = settings["init"].startswith("loftq") and quantization is not None  # LoftQ repairs W − Q, so W is needed once more
+    model = models.load_base(folder, device, None if keep else quantization, trained=method == "full")
+    weights = lora.linear_weights(model) if keep else None
+    if keep:
+        models.quantize_base(model, **quantization)
     torch.manual_seed(settings["seed"])
     if method == "full":
         model.requires_grad_(True)
     else:
         names = ("rank", "alpha", "dropout", "init", "variant")
-        lora.add_lora(model, targets=parse_targets(settings["targets"]), **{name: settings[name] for name in names})
+        config = lora.AdapterConfig(targets=parse_targets(settings["targets"]), **{name: settings[name] for name in names})
+        lora.add_adapter(model, config, weights=weights)
     return model, quantization
 
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from ..errors import MiniloraError
-from ..loading import INT8, load_base, pick_device, recipe, resolve
+from ..loading import INT8, load_base, pick_device, quantize_base, recipe, resolve
 
 
 def positions(folder: Path) -> int:

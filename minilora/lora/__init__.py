@@ -26,7 +26,7 @@ from .adapters import (
 from .config import AdapterConfig
 from .files import adapter_state, load_adapter, save_adapter, save_adapters, set_adapter_state
 from .embedding import FullModule, LoRAEmbedding
-from .initial import loftq, pissa
+from .initial import linear_weights, loftq, pissa
 from .layer import LoRALinear
 from .mixing import mix_adapters
 from .rates import loraplus_groups

@@ -47,19 +47,26 @@ def add_lora(
     return add_adapter(model, config, name)
 
 
-def add_adapter(model: nn.Module, config: AdapterConfig, name: str = "default", strict: bool = True) -> nn.Module:
-    """`add_lora` with every setting, patterns and full modules included. strict=False lets a target name match nothing."""
+def add_adapter(
+    model: nn.Module, config: AdapterConfig, name: str = "default", strict: bool = True, weights: dict[str, torch.Tensor] | None = None
+) -> nn.Module:
+    """`add_lora` with every setting, patterns and full modules included. strict=False lets a target name match nothing.
+
+    `weights`: for init "loftq" over a quantized base, its `linear_weights` as they were before.
+    """
     check_name(model, name)
     refuse_merged(model, "add an adapter")
     modules = original_modules(model)
     paths = match_targets(model, config.targets, config.full_modules, strict)
     for path in paths:
         check_rank(config.rank_of(path), path, modules[path])
-    place(model, config, name, paths, full_paths(model, config.full_modules))
+    place(model, config, name, paths, full_paths(model, config.full_modules), weights)
     return use_adapter(model, name)
 
 
-def place(model: nn.Module, config: AdapterConfig, name: str, paths: Sequence[str], full: Sequence[str] = ()) -> None:
+def place(
+    model: nn.Module, config: AdapterConfig, name: str, paths: Sequence[str], full: Sequence[str] = (), weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """Put adapter `name` on the modules at `paths` and copies on those at `full`; the first adapter freezes the model."""
     if not adapters(model):
         model.lora_frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -68,7 +75,7 @@ def place(model: nn.Module, config: AdapterConfig, name: str, paths: Sequence[st
     for path in paths:
         layer = adapted_in_place(model, path)
         layer.add(name, config.rank_of(path), config.scale_of(path), config.dropout)
-        start_adapter(layer, name, config.init)
+        start_adapter(layer, name, config.init, (weights or {}).get(path))
         if config.dora:
             layer.add_magnitude(name)
     for path in full:

@@ -5,7 +5,8 @@ How it works: each tensor is called `base_model.model.` + the module's path + `.
 lora_embedding_A, lora_embedding_B, lora_magnitude_vector; full modules as `.weight`), the adapter's name is left
 out. Loading is strict and looks before it touches: every tensor must be there, of the right shape and finite, and
 none may be left over. A sample of the base's weights goes into the file's metadata, so that an adapter for another
-base of the same shape is refused too.
+base of the same shape is refused too. PiSSA's and LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a
+quantized base says there how it was quantized, and goes on no other.
 What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have (named in the
 error).
 Where numerics differ: nowhere; tensors are stored as they are.
@@ -13,6 +14,7 @@ Where numerics differ: nowhere; tensors are stored as they are.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -26,13 +28,16 @@ from ..errors import MiniloraError
 from ..files import atomic_folder, sort_metadata
 from .adapters import adapted_layers, adapters, add_adapter, need_adapter
 from .config import AdapterConfig
+from .initial import LOFTQ_BASE, packed_form
 from .layer import expected_shapes
 from .targets import full_paths, is_linear, match_targets, original_modules, shortest_names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 SAMPLE_KEY = "minilora_base"
-INIT_TO_PEFT = {"kaiming": True, "random": False, "loftq": True}
+LOFTQ_KEY = "minilora_loftq_base"
+INIT_TO_PEFT = {"kaiming": True, "random": False}
+SPLITS = ("pissa", "loftq")  # starts that only fit the base they left behind
 UNSUPPORTED = (
     "layers_to_transform", "exclude_modules", "fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters",
     "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "velora_config",
@@ -110,6 +115,9 @@ def save_adapter(
     if config.init.startswith("pissa") and (as_lora or config.init != "pissa"):
         settings, state = pissa_as_lora(model, name, settings, state)
     metadata = {"format": "pt", SAMPLE_KEY: json.dumps(base_sample(model))}
+    form = loftq_form(model, name, config)
+    if form:
+        metadata[LOFTQ_KEY] = json.dumps(form)
     with atomic_folder(path) as folder:
         save_file(state, folder / WEIGHTS, metadata=metadata)
         sort_metadata(folder / WEIGHTS)  # the library draws the order of two entries anew each time; equal adapters must be equal bytes
@@ -145,6 +153,11 @@ def to_peft(model: nn.Module, name: str, config: AdapterConfig, base_model: str 
     if targets == "all":
         targets = shortest_names(model, [path for path, layer in adapted_layers(model).items() if layer.has(name) and not layer.full])
     known = getattr(getattr(model, "config", None), "_name_or_path", None)
+    init: dict = {"init_lora_weights": INIT_TO_PEFT.get(config.init, config.init)}
+    if loftq_form(model, name, config):
+        init = {"init_lora_weights": True}  # the base is quantized before the adapter goes on: nothing is left to repeat
+    elif config.init == "loftq":
+        init["loftq_config"] = {"loftq_bits": 4, "loftq_iter": 1}  # more rounds stay loftq_niter_N, which PEFT refuses: its own forget the scale
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if hasattr(model, "generate") else None,
@@ -157,7 +170,7 @@ def to_peft(model: nn.Module, name: str, config: AdapterConfig, base_model: str 
         "modules_to_save": list(config.full_modules) or None,
         "rank_pattern": dict(config.rank_pattern),
         "alpha_pattern": dict(config.alpha_pattern),
-        "init_lora_weights": INIT_TO_PEFT.get(config.init, config.init),
+        **init,
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "bias": "none",
@@ -181,6 +194,9 @@ def from_peft(settings: dict, source: str) -> AdapterConfig:
         init = "kaiming"
     if str(init).startswith("pissa_niter"):
         raise MiniloraError(f"{source}: init_lora_weights is {init!r}, a random split that cannot be repeated; convert the adapter to plain LoRA")
+    loftq = settings.get("loftq_config") or {}
+    if init == "loftq" and (loftq.get("loftq_bits", 4), loftq.get("loftq_iter", 1)) != (4, 1):
+        raise MiniloraError(f"{source}: loftq_config is {loftq}; minilora repeats LoftQ in 4 bits with one iteration only, convert the adapter to plain LoRA")
     targets = settings.get("target_modules")
     if not targets:
         raise MiniloraError(f"{source}: target_modules is {targets!r}; it must name the modules, such as [\"q_proj\", \"v_proj\"]")
@@ -213,6 +229,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     state = without_base(model, state, source)
     if name in adapters(model):
         check_same_scale(model, config, name, source)
+        check_same_start(model, config, name, metadata, source)
         return set_adapter_state(model, state, name)
     modules = original_modules(model)
     paths = match_targets(model, config.targets, config.full_modules, strict=False)
@@ -225,8 +242,47 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
         expected |= {f"{PREFIX}{path}.{key}": tuple(value.shape) for key, value in modules[path].state_dict().items()}
     check_state(state, expected, source)
     compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
-    add_adapter(model, config, name, strict=False)
+    quantized = over_quantized(config, [modules[path] for path in paths], metadata, source)
+    add_adapter(model, dataclasses.replace(config, init="kaiming") if quantized else config, name, strict=False)
+    if quantized:
+        model.lora_adapters[name] = dataclasses.replace(config, init="loftq")
     return set_adapter_state(model, state, name)
+
+
+def loftq_form(model: nn.Module, name: str, config: AdapterConfig) -> dict | None:
+    """How the base under an adapter from LoftQ's start is quantized; None for other starts and for a base that LoftQ decoded in place."""
+    layers = adapted_layers(model).values() if config.init.startswith("loftq") else ()
+    return next((packed_form(layer.original) for layer in layers if layer.has(name) and not layer.full), None)
+
+
+def over_quantized(config: AdapterConfig, targets: list[nn.Module], metadata: dict, source: str) -> bool:
+    """Whether the targets hold LoftQ's Q already. Raises MiniloraError if they hold something else than what the adapter repairs."""
+    stored = metadata.get(LOFTQ_KEY)
+    wanted = json.loads(stored) if stored else LOFTQ_BASE if config.init == "loftq" else None
+    forms = [packed_form(module) for module in targets]
+    if wanted is None or (not stored and not any(forms)):  # a base in floating point is split anew, by the same steps
+        return False
+    for form in forms:
+        if form != wanted:
+            have = f"in {describe(form)}" if form else "not quantized"
+            raise MiniloraError(
+                f"{source} repairs (LoftQ) a base in {describe(wanted)}, and this one is {have}; "
+                + ("quantize it so before load_adapter" if stored else "load it unquantized, LoftQ does the rest (--code none)")
+            )
+    return True
+
+
+def describe(form: dict) -> str:
+    block = f" blocks of {form['block']}, double={form['double']}" if "block" in form else ""
+    return form["code"] + block
+
+
+def check_same_start(model: nn.Module, config: AdapterConfig, name: str, metadata: dict, source: str) -> None:
+    """Raise MiniloraError if the file's numbers belong to another split of the base than the one adapter `name` has made."""
+    there, stored = adapters(model)[name], metadata.get(LOFTQ_KEY)
+    split = [init if init.startswith(SPLITS) else "plain" for init in (there.init, "loftq" if stored else config.init)]
+    if split[0] != split[1] or (json.loads(stored) if stored else None) != loftq_form(model, name, there):
+        raise MiniloraError(f"{source} began as {split[1]}, adapter {name!r} as {split[0]} over its own base; load it under another name on a fresh base")
 
 
 def check_same_scale(model: nn.Module, config: AdapterConfig, name: str, source: str) -> None:

@@ -3,7 +3,8 @@
 What it replaces: `peft.optimizers.create_loraplus_optimizer`.
 How it works (Hayou et al. 2024, arXiv:2402.12354): with one rate for both, wide models learn too slowly, because B
 starts at zero and needs larger steps than A; give B the rate λ·lr. The result is a list of parameter groups for any
-torch optimizer.
+torch optimizer; `train.fit(…, lora_plus=16)` and `minilora finetune --lora-plus 16` use it, each group keeping its share of a
+rate that rises and falls.
 What it leaves out: bitsandbytes' registration of 32-bit embeddings.
 Where numerics differ: nowhere; the groups hold the rates that PEFT's hold.
 """

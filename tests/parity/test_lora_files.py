@@ -1,6 +1,7 @@
 """Adapter folders: what we write PEFT reads, what PEFT writes we read, and what does not fit is refused by name."""
 
 import copy
+import importlib.util
 import json
 
 import pytest
@@ -58,7 +59,26 @@ CASES = {
         dict(target_modules=["q_proj", "up_proj"], rank_pattern={"q_proj": 5}, alpha_pattern={"layers.1.mlp.up_proj": 2}, lora_dropout=0.1),
     ),
     "pissa": (lora.AdapterConfig(3, 7, ["q_proj"], init="pissa"), dict(target_modules=["q_proj"], init_lora_weights="pissa")),
+    "loftq": (
+        lora.AdapterConfig(3, 7, ["q_proj"], init="loftq"),
+        dict(target_modules=["q_proj"], init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1}),
+    ),
 }
+
+
+@pytest.fixture(autouse=True)
+def loftq_on_a_cpu(monkeypatch):
+    """PEFT's LoftQ asks for scipy, which it no longer uses, and quantizes on "cuda" even where there is none; its steps are the same on a CPU."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: True if name == "scipy" else find(name, *more))
+    pack, move = pytest.importorskip("bitsandbytes").nn.Params4bit, torch.Tensor.to
+    pack_to = pack.to
+    monkeypatch.setattr(pack, "to", lambda self, device: pack_to(self, "cpu"))
+
+    def to(self, *more, **named):
+        return move(self, *more, **(named | {"device": "cpu"} if named.get("device") == "cuda" else named))
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,6 +116,77 @@ def test_pissa_written_as_plain_lora_works_on_the_untouched_base(tmp_path):
     lora.save_adapter(model, tmp_path, as_lora=True)
     for other in (lora.load_adapter(llama(), tmp_path), peft.PeftModel.from_pretrained(llama(), tmp_path)):
         torch.testing.assert_close(other(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_loftqs_start_is_pefts():
+    twin = peft.get_peft_model(llama(), peft.LoraConfig(r=3, lora_alpha=3, **CASES["loftq"][1]))
+    ours = lora.add_adapter(llama(), lora.AdapterConfig(3, 3, ["q_proj"], init="loftq"))
+    torch.testing.assert_close(ours(IDS).logits, twin(IDS).logits, rtol=1e-4, atol=1e-5)
+    theirs, mine = twin.base_model.model.model.layers[1].self_attn.q_proj, ours.model.layers[1].self_attn.q_proj
+    assert torch.equal(theirs.base_layer.weight, mine.base.weight)
+    torch.testing.assert_close(theirs.get_delta_weight("default"), mine.delta("default"), rtol=1e-4, atol=1e-6)
+
+
+INITS = ("kaiming", "gaussian", "random", "pissa", "pissa_niter_4", "loftq", "loftq_niter_3")
+
+
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("init", INITS)
+def test_whatever_is_saved_answers_as_before_when_it_is_read(init, variant, tmp_path):
+    model = ours_with(lora.AdapterConfig(3, 7, init=init, variant=variant))
+    if (init, variant) == ("pissa_niter_4", "dora"):
+        with pytest.raises(MiniloraError, match="DoRA"):
+            lora.save_adapter(model, tmp_path)
+        return
+    lora.save_adapter(model, tmp_path / "one")
+    again = lora.load_adapter(llama(), tmp_path / "one")
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+    lora.save_adapter(again, tmp_path / "two")
+    third = lora.load_adapter(llama(), tmp_path / "two")
+    assert torch.equal(third(IDS).logits, again(IDS).logits)
+
+
+def packed(double=True, code="nf4"):
+    from minilora.qlora import quantize_model
+
+    base = llama()
+    weights = lora.linear_weights(base)
+    return quantize_model(base, code, double=double), weights
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_loftq_over_a_quantized_base_repairs_it_and_is_read_over_that_base_alone(double, tmp_path):
+    base, weights = packed(double)
+    broken = [torch.linalg.norm(weights[path] - base.get_submodule(path).dense_weight()) for path in weights if path != "lm_head"]
+    model = lora.add_adapter(base, lora.AdapterConfig(3, 7, init="loftq"), weights=weights)
+    for path, before in zip((path for path in weights if path != "lm_head"), broken):
+        layer = model.get_submodule(path)
+        assert torch.linalg.norm(weights[path] - layer.dense() - layer.delta("default")) < 0.95 * before
+    scramble(lora.trainable_parameters(model))
+    lora.save_adapter(model, tmp_path / "one")
+    assert json.loads((tmp_path / "one" / "adapter_config.json").read_text())["init_lora_weights"] is True
+    again = lora.load_adapter(packed(double)[0], tmp_path / "one")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    lora.save_adapter(again, tmp_path / "two")
+    for folder in ("one", "two"):
+        for wrong in (llama(), packed(not double)[0], packed(double, "fp4")[0]):
+            with pytest.raises(MiniloraError, match=f"repairs .LoftQ. a base in nf4 blocks of 64, double={double}.*quantize it so"):
+                lora.load_adapter(wrong, tmp_path / folder)
+            assert not lora.adapters(wrong)
+    with pytest.raises(MiniloraError, match="lm_head"):
+        lora.add_adapter(packed()[0], lora.AdapterConfig(3, 7, ["lm_head"], init="loftq"), weights=weights)
+
+
+def test_loftq_begun_in_floating_point_goes_on_its_own_packed_base_and_no_other(tmp_path):
+    model = ours_with(lora.AdapterConfig(3, 7, init="loftq"))
+    lora.save_adapter(model, tmp_path)
+    again = lora.load_adapter(packed(double=False)[0], tmp_path)
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(MiniloraError, match="double=False.*double=True.*--code none"):
+        lora.load_adapter(packed(double=True)[0], tmp_path)
+    for init in ("kaiming", "pissa"):
+        with pytest.raises(MiniloraError, match="began as loftq"):
+            lora.load_adapter(lora.add_adapter(llama(), lora.AdapterConfig(3, 7, init=init)), tmp_path)
 
 
 def test_several_adapters_stand_in_subfolders_as_peft_puts_them(tmp_path):
@@ -217,6 +308,8 @@ def test_pefts_copy_of_the_base_embedding_is_compared(tmp_path):
         ({"r": 0}, "rank is 0"),
         ({"r": "8"}, "rank is '8'"),
         ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 5}}, "loftq_iter"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 8, "loftq_iter": 1}}, "loftq_bits"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"target_modules": None}, "target_modules is None"),
     ],

@@ -188,7 +188,8 @@ def test_the_first_try_and_the_plain_order_agree_about_addmm():
         (lambda m: lora.unmerge(lora.add_lora(m)), "nothing is merged"),
         (lambda m: lora.merge(lora.merge(lora.add_lora(m))), "unmerge"),
         (lambda m: lora.use_adapter(lora.merge(lora.add_lora(m)), "default"), "unmerge"),
-        (lambda m: lora.add_lora(quantize_model(m), init="pissa"), "add the adapter before quantizing"),
+        (lambda m: lora.add_lora(quantize_model(m), init="pissa"), "load the model unquantized"),
+        (lambda m: lora.add_lora(quantize_model(m), init="loftq"), "linear_weights"),
         (lambda m: lora.mix_adapters(lora.add_lora(m), ["default"], [1.0], "new", "ties"), "choose one of cat, linear, svd"),
         (lambda m: lora.mix_adapters(lora.add_lora(m), ["default"], [], "new"), "one finite weight"),
         (lambda m: lora.mix_adapters(lora.add_lora(m, variant="dora"), ["default"], [1.0], "new"), "cannot be mixed"),
@@ -281,7 +282,7 @@ def a_and_b_swapped_at_the_start(monkeypatch):
 
 
 def b_starts_random(monkeypatch):
-    monkeypatch.setattr(sys.modules["minilora.lora.adapters"], "start_adapter", lambda layer, name, init: nn.init.normal_(layer.B[name]))
+    monkeypatch.setattr(sys.modules["minilora.lora.adapters"], "start_adapter", lambda layer, name, init, *more: nn.init.normal_(layer.B[name]))
 
 
 def base_left_trainable(monkeypatch):

@@ -208,11 +208,32 @@ def test_what_no_loss_scale_mends_is_said(adapted, rows, monkeypatch):
 def test_an_unknown_setting_is_named(adapted, rows):
     with pytest.raises(MiniloraError, match="learning_rate.*lr"):
         quiet(adapted, rows, learning_rate=1)
-    for bad in ({"steps": 0}, {"lr": math.nan}, {"batch_size": 1.5}, {"precision": "fp8"}, {"warmup": 99}):
+    for bad in ({"steps": 0}, {"lr": math.nan}, {"batch_size": 1.5}, {"precision": "fp8"}, {"warmup": 99}, {"lora_plus": 0.5}, {"lora_plus": math.nan}):
         with pytest.raises(MiniloraError, match=next(iter(bad))):
             quiet(adapted, rows, **bad)
     with pytest.raises(MiniloraError, match="no rows"):
         quiet(adapted, [])
+
+
+def test_lora_plus_moves_b_at_its_own_rate(tiny_folder, rows):
+    """Adam's first step is lr · sign of the gradient, so its length is the rate."""
+    model = with_adapter(Llama.from_pretrained(tiny_folder), init="random")
+    before = lora.adapter_state(model)
+    quiet(model, rows, steps=1, warmup=0, lr=1e-3, lora_plus=8, clip=0.0)
+    after = lora.adapter_state(model)
+    for letter, rate in (("lora_A", 1e-3), ("lora_B", 8e-3)):
+        moved = max((after[key] - before[key]).abs().max().item() for key in after if letter in key)
+        assert moved == pytest.approx(rate, rel=1e-3), letter
+
+
+def test_lora_plus_resumes_with_the_same_bits(tiny_folder, rows, tmp_path):
+    alone, broken, resumed = (with_adapter(Llama.from_pretrained(tiny_folder)) for _ in range(3))
+    settings = {"steps": 4, "save_every": 1, "lora_plus": 4}
+    quiet(alone, rows, out=tmp_path / "alone", **settings)
+    with pytest.raises(Stop):
+        quiet(broken, rows, out=tmp_path / "broken", on_step=stop_at(3), **settings)
+    quiet(resumed, rows, out=tmp_path / "broken", resume=True, **settings)
+    assert states_equal(alone, resumed)
 
 
 # -- resume
