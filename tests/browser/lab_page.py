@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -154,23 +153,14 @@ class LabPage:
         self.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
         return before, self.changed(box, before)
 
-    def type(self, box, index: int, value: str) -> tuple[str, dict] | None:
-        """Type the lowest (or, if it stands there, the highest) value into readout `index`; the text and the state after.
-
-        `value` is the slider's value in the state. None where the control is no number to type: a SelectionSlider's handle
-        counts positions, so that it differs from the value.
-        """
-        handle = box.locator(".widget-slider .noUi-handle").nth(index)
-        low, high, now = (float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "max", "now"))
-        if not re.fullmatch(r"[-+0-9.e]+", value) or abs(float(value) - now) > 1e-6 * max(1.0, abs(now)):
-            return None
-        text = f"{high if abs(now - low) < 1e-9 else low:g}"
+    def type(self, box, index: int, text: str) -> dict:
+        """Type `text` into readout `index`; the state after."""
         before = self.state(box)
         box.locator(".widget-readout").nth(index).click()
         self.page.keyboard.press("Control+A")
         self.page.keyboard.type(text)
         self.page.keyboard.press("Enter")
-        return text, self.changed(box, before)
+        return self.changed(box, before)
 
     def write(self, cell, source: str) -> None:
         """Put `source` in the place of a cell's text and run it, as a learner does with the keyboard."""
