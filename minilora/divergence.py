@@ -19,15 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MiniloraError
+from .sampling import stop_ids
 from .scoring import device_of, pad_id_of
 from .text import IGNORE, Row, collate
 
 
 @torch.no_grad()
 def own_text(model: nn.Module, start: int, rows: int = 8, length: int = 48) -> list[Row]:
-    """Rows that the model writes from the token `start` at temperature 1, always the same ones; every token counts but the first."""
+    """Rows that the model writes from the token `start` at temperature 1, always the same ones; every token counts but the first.
+
+    A row ends with the model's end token; the padding that `generate` puts behind it is no text of the model.
+    """
     ids = model.generate(torch.full((rows, 1), start, device=device_of(model)), length, temperature=1.0, seed=0)
-    return [(row, [IGNORE, *row[1:]]) for row in ids.tolist()]
+    ends = stop_ids(model, None)
+    whole = [row[: next((i for i, token in enumerate(row) if i and token in ends), length) + 1] for row in ids.tolist()]
+    return [(row, [IGNORE, *row[1:]]) for row in whole]
 
 
 @torch.no_grad()

@@ -40,3 +40,10 @@ def test_its_own_text_is_always_the_same_and_counts_but_for_its_start(model):
     assert rows == divergence.own_text(model, start=1, rows=3, length=7)
     assert all(ids[0] == 1 and labels == [-100, *ids[1:]] and len(ids) <= 8 for ids, labels in rows)
     assert len({tuple(ids) for ids, _ in rows}) == 3
+
+
+def test_what_is_padded_behind_the_end_is_left_out(model):
+    rows = divergence.own_text(model, start=1, rows=24, length=40)
+    ended = [ids for ids, _ in rows if 2 in ids[1:]]
+    assert ended and all(ids.index(2, 1) == len(ids) - 1 for ids in ended)
+    assert all(len(ids) == 41 for ids, _ in rows if ids not in ended)
