@@ -100,7 +100,7 @@ def evaluate_loss(model: nn.Module, rows: Sequence[Row], batch_size: int = 32, p
     return total / count
 
 
-def _left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])  # (B, T)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])  # (B, T)
@@ -122,7 +122,7 @@ def exact_match(
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     with mode(model, False), torch.no_grad():
         for chunk in tqdm(chunks, disable=not progress, leave=False):
-            ids, mask = _left_pad([pairs[i][0] for i in chunk], tokenizer.pad_id)
+            ids, mask = left_pad([pairs[i][0] for i in chunk], tokenizer.pad_id)
             ids, mask = ids.to(device_of(model)), mask.to(device_of(model))
             new = max(len(tokenizer.encode(pairs[i][1])) for i in chunk) + 4
             out = model.generate(ids, new, attention_mask=mask, stop=tokenizer.eos_id)
