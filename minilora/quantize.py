@@ -98,6 +98,15 @@ def encode_dynamic(x: np.ndarray, block: int = NESTED_BLOCK) -> tuple[np.ndarray
     return codes.reshape(-1)[: x.size].astype(np.uint8), absmax
 
 
+def _encode_scales(absmax):
+    """`encode_dynamic` where the numbers are: of 65 billion weights a billion scales come, which a host would take minutes for."""
+    if not is_torch(absmax):
+        return encode_dynamic(absmax)
+    from . import devicecodes
+
+    return devicecodes.encode_dynamic(absmax, _nearest_of_65536(), NESTED_BLOCK)
+
+
 def _mean(absmax: np.ndarray) -> np.float32:
     """The mean as torch sums it, for the last bit to agree with the reference."""
     import torch
@@ -227,8 +236,8 @@ def quantize(x, code="nf4", block: int | str = 64, double: bool = False):
         packed, absmax = _encode(flat_raw(x.T if by_column else x), book, size)
     nested = None
     if double:
-        offset = _mean(absmax)
-        absmax, outer = encode_dynamic(absmax - offset)
+        offset = _mean(to_numpy(absmax))
+        absmax, outer = _encode_scales(absmax - offset)
         nested = Nested(as_given(outer, x), float(offset))
     packed = as_given(packed.reshape(-1, 1), x)
     return Quantized(packed, as_given(absmax, x), book, size, tuple(x.shape), x.dtype, nested, by_column)

@@ -204,6 +204,31 @@ def test_fast_equals_plain_equals_device(code, block):
         assert np.array_equal(packed, q.packed.reshape(-1)) and np.array_equal(scales, absmax)
 
 
+@pytest.mark.parametrize("block", [64, 3, "column"])
+@pytest.mark.parametrize("code", ["nf4", "int3", "int8"])
+def test_a_device_quantizes_as_a_processor_does_in_pieces_too(monkeypatch, code, block):
+    """The whole of quantize and dequantize by the plain torch operations that a GPU runs, scales of scales included."""
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((96, 211)).astype(np.float32)) * torch.logspace(-6, 2, 211)
+    x[:, 64:130] = 0  # blocks of zeros
+    for dtype in (torch.float32, torch.bfloat16):
+        ours = Q.quantize(x.to(dtype), code, block, double=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(Q, "on_cpu", lambda tensor: False)
+            patched.setattr(devicecodes, "PIECE", 1000)
+            device = Q.quantize(x.to(dtype), code, block, double=True)
+            decoded, into = device.dequantize(), device.dequantize(out=torch.empty(x.shape, dtype=torch.bfloat16))
+        assert torch.equal(device.packed, ours.packed) and torch.equal(device.absmax, ours.absmax) and device.absmax.is_contiguous()
+        assert torch.equal(device.nested.absmax, ours.nested.absmax) and device.nested.offset == ours.nested.offset
+        assert decoded.dtype == dtype and torch.equal(decoded, ours.dequantize()) and torch.equal(into, ours.dequantize(torch.bfloat16))
+
+
+def test_a_device_refuses_what_is_no_number():
+    x = torch.randn(130)
+    x[5] = float("nan")
+    with pytest.raises(MiniloraError, match="NaN"):
+        devicecodes.encode(x, Q.codebooks.named("nf4"), 64)
+
+
 def test_many_pieces_on_several_threads_equal_the_plain_version():
     x = np.random.default_rng(0).standard_normal(Q.blockcodes.PARALLEL_FROM + 12345).astype(np.float32)
     before = torch.get_num_threads()
