@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .errors import MiniloraError
 from .files import atomic_folder
+from .memoryfull import full
 
 if TYPE_CHECKING:
     from .llama import Config, Llama
@@ -132,7 +133,7 @@ def _list_tensors(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
                         raise MiniloraError(f"{file}: {key} stands in {found[key][0].name} too; {AGAIN}")
                     found[key] = file, tuple(tensors.get_slice(key).get_shape())
         except (SafetensorError, OSError, ValueError) as error:
-            if isinstance(error, MiniloraError):
+            if isinstance(error, MiniloraError) or full(error):
                 raise
             raise MiniloraError(f"{file} is damaged or cut short ({error}); {AGAIN}") from error
     return found

@@ -16,6 +16,7 @@ import os
 import sys
 from typing import Sequence
 
+from . import memoryfull
 from .errors import MiniloraError
 
 COMMANDS = {
@@ -67,18 +68,17 @@ def _complain(message: str) -> None:
     print("minilora: " + " ".join(message.split()), file=sys.stderr)
 
 
-def _memory_line(error: BaseException) -> str | None:
-    """torch reports a full memory as RuntimeError or OutOfMemoryError: the remedy is the same."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return "the memory is full; lower --batch or --seq, add --checkpointing, or use --method qlora"
-    return None
+MEMORY = {  # what a command can do about a full memory; finetune, which knows more, says it itself
+    "evaluate": "lower --batch, or quantize the base with --code nf4",
+    "generate": "lower --max-new, or quantize the base with --code nf4",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(argv)
     except MiniloraError as error:
         _complain(str(error))
     except Interrupted as error:
@@ -92,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `minilora generate … | head`: the reader has gone, nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except OSError as error:
-        _complain(f"{error.filename or 'the disk'}: {error.strerror or error}; check the path, its permissions and the free space")
-    except (MemoryError, RuntimeError) as error:
-        line = _memory_line(error)
-        if line is None:
+    except Exception as error:
+        if memoryfull.full(error):
+            _complain(f"the memory is full; {MEMORY.get(argv[0], 'end what else runs, or take a machine with more memory')}")
+        elif isinstance(error, OSError):
+            _complain(f"{error.filename or 'the disk'}: {error.strerror or error}; check the path, its permissions and the free space")
+        else:
             raise
-        _complain(line)
     return 2

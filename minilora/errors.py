@@ -10,3 +10,11 @@ Where numerics differ: nowhere; there are none.
 
 class MiniloraError(ValueError):
     """Bad input that the caller can mend. The message is one line: the value, what is wrong, what to do."""
+
+
+class MemoryFull(MiniloraError):
+    """The memory does not hold what was asked for. `told` is the message without its remedy, for those who know a better one."""
+
+    def __init__(self, message: str, told: str):
+        super().__init__(message)
+        self.told = told

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 from .errors import MiniloraError
 from .loading import INT8, load_base, pick_device, recipe, resolve
+from .memoryfull import full
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,7 @@ def _load_theirs(folder: Path, method: str, device: str, code: str, dtype: torch
                 output_loading_info=True, **packed,
             )
         except (SafetensorError, RuntimeError, ValueError) as error:
-            if "out of memory" in str(error):
+            if full(error):
                 raise
             raise MiniloraError(f"transformers cannot load {folder} ({_first_line(error)}); fetch the folder again") from error
     for what in ("missing_keys", "mismatched_keys"):  # transformers only warns, and goes on with random numbers in their place

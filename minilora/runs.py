@@ -4,7 +4,8 @@ What it replaces: transformers' `checkpoint-N` folders, whose pickled optimizer 
 read and whose half-written last one stops a resume.
 How it works: a state is one folder `state/step-00000050` with everything a run needs to go on: trained weights, AdamW's
 moments, fp16's loss scale, the generators, the metrics so far. It is written beside its place, flushed, and renamed there whole; a manifest
-carries the SHA-256 of each file and of itself. The last two are kept. Reading takes the newest whose sums agree.
+carries the SHA-256 of each file and of itself. The last two are kept. Reading takes the newest whose sums agree. The first is written
+before step 1: a run that breaks off early, in a notebook whose model has moved already, begins again from the weights it began with.
 What it leaves out: the frozen base (it does not change) and locks against two runs in one folder.
 Where numerics differ: nowhere; tensors go through safetensors to the bit.
 """
@@ -27,6 +28,7 @@ from .files import atomic_folder, atomic_write
 KEEP = 2
 MANIFEST = "manifest.json"
 ABOUT = "run.json"
+MAY_CHANGE = ("save_every", "checkpointing")  # on resume: they decide no number
 
 
 def _sum(data: bytes) -> str:
@@ -39,6 +41,25 @@ def _file_sum(path: Path) -> str:
         while chunk := file.read(1 << 20):
             total.update(chunk)
     return total.hexdigest()
+
+
+def fingerprint(rows: list) -> str:
+    return _sum(repr(rows).encode())
+
+
+def require_same(path: Path, saved: dict, now: dict) -> None:
+    """Raise MiniloraError unless `now`, what `train.fit` is called with, goes on with the run that `saved`, its run.json, began.
+
+    Rows at once and batches per step may change if their product stays: each step then takes the same rows.
+    """
+    began, here = saved.get("settings") or {}, json.loads(json.dumps(now["settings"]))
+    rows = [side.get("batch_size", 1) * side.get("accumulate", 1) for side in (began, here)]
+    for name, value in here.items():
+        together = name in ("batch_size", "accumulate") and rows[0] == rows[1]
+        if began.get(name, value) != value and name not in MAY_CHANGE and not together:
+            raise MiniloraError(f"{name} is {value!r}, and the run in {path} began with {began[name]!r}; put it back, or begin anew with another `out` or resume=False")
+    if (saved.get("marks") or {}).get("data", now["marks"]["data"]) != now["marks"]["data"]:
+        raise MiniloraError(f"the rows are not those with which the run in {path} began; put them back, or begin anew with another `out` or resume=False")
 
 
 def _lines(records: list[dict]) -> str:
@@ -73,6 +94,10 @@ class RunFolder:
         self._offset = 0
 
     # -- reading
+
+    def last_step(self) -> int:
+        """After how many steps a resume would go on, by the names of the states."""
+        return max((int(folder.name[len("step-") :]) for folder in self.found()), default=0)
 
     def found(self) -> list[Path]:
         """The folders of states, newest first, good or not."""
@@ -116,6 +141,7 @@ class RunFolder:
             shutil.rmtree(self.states, ignore_errors=True)
             self.write_about()
             self._write_metrics([])
+            self.save(0, parameters, optimizer, scaler, [])
             if resume:
                 self.say(f"no saved state in {self.path}: starting at step 1")
             return [], 0
@@ -123,7 +149,7 @@ class RunFolder:
         self._load(folder, parameters, optimizer, scaler)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self._write_metrics(records)
-        self.say(f"going on after step {body['step']}")
+        self.say(f"going on after step {body['step']}" if body["step"] else "starting again at step 1")
         return records, body["step"]
 
     def _sweep(self) -> None:

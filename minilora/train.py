@@ -29,9 +29,10 @@ from typing import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
+from . import memoryfull
 from .errors import MiniloraError
 from .lora.rates import loraplus_groups
-from .runs import RunFolder
+from .runs import RunFolder, fingerprint, require_same
 from .scoring import HALVES, autocast, device_of, evaluate_loss, exact_match, loss_sum, mode, settle_precision, tensors
 from .selfcheck import CheckFailed, check
 from .text import IGNORE, Row
@@ -157,6 +158,12 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list:
     return [group | {"share": group["lr"] / config.lr} for group in groups]
 
 
+def smaller_batch(rows: int, accumulate: int, words: str) -> list[str]:
+    """`words` filled in with the next smaller batch that still makes the same step; empty where there is none."""
+    fewer = next((n for n in range(rows // 2, 0, -1) if rows % n == 0), None)
+    return [words.format(fewer, accumulate * rows // fewer)] if fewer else []
+
+
 def loss_scaler(model: nn.Module, precision: str) -> torch.amp.GradScaler:
     """fp16's loss scaling; for every other precision one that does nothing."""
     return torch.amp.GradScaler(device_of(model).type, enabled=settle_precision(model, precision) == "fp16")
@@ -220,34 +227,65 @@ def fit(
     at the start, at the end and every `eval_every` steps. With `out` the state is saved every `save_every` steps, and
     `resume=True` goes on from the last good one; without it a run that is there is begun anew. `on_step(step, loss)` is called after each step, counted from 1.
     Raises CheckFailed before step 1 for what would train nothing, MiniloraError for a loss that is no number or a full
-    disk, and KeyboardInterrupt after the state has been saved.
+    disk, MemoryFull (with what the broken step held released), and KeyboardInterrupt after the state has been saved. With the same
+    `out` and resume=True the same call goes on after each of them, in this process or another; see `runs.require_same` for what may change.
     """
     config = _settings(config, settings)
-    run = out if isinstance(out, RunFolder) or out is None else RunFolder(out, {"settings": dataclasses.asdict(config)})
-    batches = Batches(data, config.batch_size * config.accumulate, config.seed)
-    if config.checkpointing:
-        model.gradient_checkpointing = True
-    check(model, tensors(batches(0)[:4], model))
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    scaler = loss_scaler(model, config.precision)
+    run = out if isinstance(out, RunFolder) or out is None else RunFolder(out, say=print if progress else lambda line: None)
+    if run is not None and not run.about:
+        run.about = {"settings": dataclasses.asdict(config), "marks": {"data": fingerprint(data)}}
+        if resume:
+            require_same(run.path, run.saved_about() or {}, run.about)
+    loop = _Loop(model, config, data, list(valid), run)
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(devices), mode(model, True), _deferred_interrupt() as interrupted:
-        torch.manual_seed(config.seed)
-        history, start = History(), 0
-        if run is not None:
-            history.records, start = run.begin(parameters, optimizer, scaler, resume)
-        loop = _Loop(model, config, batches, list(valid), run, history, parameters, optimizer, scaler)
-        loop.go(start, progress, on_step, interrupted)
-    return history
+    with memoryfull.named(lambda: loop.doing, loop.remedy, loop.clear):
+        loop.look()
+        with torch.random.fork_rng(devices), mode(model, True), _deferred_interrupt() as interrupted:
+            torch.manual_seed(config.seed)
+            loop.go(loop.begin(resume), progress, on_step, interrupted)
+    return loop.history
 
 
 class _Loop:
-    """The state of one call of `fit`."""
+    """The state of one call of `fit`. `doing` says in words what is being done."""
 
-    def __init__(self, model, config, batches, valid, run, history, parameters, optimizer, scaler):
-        self.model, self.config, self.batches, self.valid = model, config, batches, valid
-        self.run, self.history, self.parameters, self.optimizer, self.scaler = run, history, parameters, optimizer, scaler
+    def __init__(self, model, config: TrainConfig, data: Sequence[Row], valid: list[Row], run: RunFolder | None):
+        self.model, self.config, self.valid, self.run, self.history = model, config, valid, run, History()
+        self.batches = Batches(data, config.batch_size * config.accumulate, config.seed)
+        if config.checkpointing:
+            model.gradient_checkpointing = True
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.clear()  # a run that broke off in the middle of a step has left the half of its gradients
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        self.scaler = loss_scaler(model, config.precision)
+
+    def look(self) -> None:
+        """The self-check, on four rows."""
+        self.doing = "in the check before step 1"
+        check(self.model, tensors(self.batches(0)[:4], self.model))
+
+    def begin(self, resume: bool) -> int:
+        """How many steps are done already; their state is loaded."""
+        if self.run is None:
+            return 0
+        self.doing = "while the state was read or written"
+        self.history.records, start = self.run.begin(self.parameters, self.optimizer, self.scaler, resume)
+        return start
+
+    def clear(self) -> None:
+        """Drop gradients and moments."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        if hasattr(self, "optimizer"):
+            self.optimizer.state.clear()
+
+    def remedy(self) -> str:
+        """What to change when the memory is full, and how the run goes on."""
+        rows = self.config.batch_size
+        same = ([] if self.config.checkpointing else ["checkpointing=True"]) + smaller_batch(rows, self.config.accumulate, "batch_size={}, accumulate={}")
+        again = f"go on after step {self.run.last_step()} by resume=True" if self.run is not None and self.run.found() else "begin again"
+        told = f"with {' or '.join(same)} " if same else ""
+        return f"{again} {told}(the same run), or begin a new one with shorter rows, a 4-bit base, or a smaller model"
 
     def record(self, entry: dict) -> None:
         self.history.records.append(entry)
@@ -256,12 +294,15 @@ class _Loop:
 
     def validate(self, step: int) -> None:
         if self.valid:
-            loss = evaluate_loss(self.model, self.valid, precision=self.config.precision)
+            self.doing = f"in the validation after step {step}"
+            rows = min(32, 2 * self.config.batch_size)  # without a backward pass, twice the rows need no more than the training did
+            loss = evaluate_loss(self.model, self.valid, rows, precision=self.config.precision)
             self.record({"step": step, "valid_loss": loss})
 
     def save(self, step: int) -> None:
         if self.run is None:
             return
+        self.doing = f"while the state after step {step} was written"
         for name, parameter in self.parameters.items():
             if not bool(torch.isfinite(parameter).all()):
                 raise MiniloraError(f"{name} holds NaN or infinity after step {step}; lower --lr (now {self.config.lr:g}), then --resume")
@@ -273,7 +314,10 @@ class _Loop:
         rate = learning_rate(step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("share", 1.0)
-        loss, tokens = step_gradients(self.model, self.batches(step), self.config, self.scaler)
+        rows = self.batches(step)
+        longest = max(len(ids) for ids, _ in rows)
+        self.doing = f"in step {step + 1}, {min(len(rows), self.config.batch_size)} rows of up to {longest} tokens at once"
+        loss, tokens = step_gradients(self.model, rows, self.config, self.scaler)
         scaled = self.scaler.is_enabled()
         if scaled and tokens:
             self.scaler.unscale_(self.optimizer)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..errors import MiniloraError
+from ..errors import MemoryFull, MiniloraError
 from . import foresee, models, peft_backend
 
 # Every default, in one place. `lr` is by method: an adapter stands more than all weights at once.
@@ -52,7 +52,8 @@ DEFAULTS = {
 LEARNING_RATE = {"lora": 3e-3, "qlora": 3e-3, "int8": 3e-3, "full": 1e-3}
 MAX_SEQ = 512
 ADAPTER_ONLY = ("rank", "alpha", "targets", "variant", "init", "dropout", "lora_plus")  # mean nothing for --method full
-MAY_CHANGE = ("save_every",)  # on --resume: decides no number
+MAY_CHANGE = ("save_every", "checkpointing")  # on --resume: they decide no number
+TOGETHER = ("batch", "accumulate")  # may change on --resume if their product stays: each step then takes the same rows
 
 
 def add_arguments(parser) -> None:
@@ -100,12 +101,14 @@ def settle(args, saved: dict | None) -> dict:
     """One dict of settings: what was typed, else the saved run's (on --resume), else DEFAULTS."""
     base = {**DEFAULTS, "data": None, **(saved or {})}  # a run from before a setting was there had its default
     typed = {name: getattr(args, name) for name in base if getattr(args, name, None) is not None}
-    if saved is not None:
-        for name, value in typed.items():
-            if value != base[name] and name not in MAY_CHANGE:
-                flag = "--" + name.replace("_", "-")
-                raise MiniloraError(f"{flag} {value} is not what this run began with ({base[name]}); leave it out, or begin anew with another --out")
     settings = {**base, **typed}
+    if saved is not None:
+        same_rows = settings["batch"] * settings["accumulate"] == base["batch"] * base["accumulate"]
+        for name, value in typed.items():
+            if value != base[name] and name not in MAY_CHANGE and not (name in TOGETHER and same_rows):
+                flag = "--" + name.replace("_", "-")
+                product = f", give --batch and --accumulate whose product is {base['batch'] * base['accumulate']}" if name in TOGETHER else ""
+                raise MiniloraError(f"{flag} {value} is not what this run began with ({base[name]}); leave it out{product}, or begin anew with another --out")
     if settings["data"] is None:
         raise MiniloraError("--data is missing; give a .jsonl file, or a folder such as data/tasks/extract")
     if settings["method"] == "full":
@@ -187,10 +190,6 @@ def read_rows(settings: dict, tokenizer, positions: int) -> tuple[list, list]:
             print(f"{data} {split}: {long:,} of {len(rows):,} rows are longer than {seq} tokens and lose the start of their prompt, or the end of their text")
         found.append(rows)
     return found[0], found[1] if len(found) > 1 else []
-
-
-def fingerprint(rows: list) -> str:
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def fingerprint_folder(folder: Path) -> str:
@@ -316,6 +315,8 @@ def run(args) -> int:
 
 
 def _train(settings: dict, config, run_folder, args, began: float) -> int:
+    from ..memoryfull import named
+    from ..runs import fingerprint
     from ..text import Tokenizer
     from ..train import fit
 
@@ -324,7 +325,8 @@ def _train(settings: dict, config, run_folder, args, began: float) -> int:
     tokenizer = Tokenizer.from_pretrained(folder)
     rows, valid = read_rows(settings, tokenizer, models.positions(folder))
     foresee.warn(settings, folder, device, rows)
-    model, quantization = build(settings, folder, device)
+    with named(f"while {settings['model']} was loaded for --method {settings['method']}", foresee.WHEN_LOADING):
+        model, quantization = build(settings, folder, device)
     trainable, total = count(model, settings)
     marks = {"data": fingerprint(rows), "model": fingerprint_folder(folder)}
     if args.resume:
@@ -336,8 +338,12 @@ def _train(settings: dict, config, run_folder, args, began: float) -> int:
     print(f"{settings['method']} on {settings['model']}: {trainable:,} of {total:,} parameters learn ({100 * trainable / total:.2f} %)")
     print(f"{settings['data']}: {len(rows):,} rows to learn from, {len(valid):,} to validate, the longest {max(len(r[0]) for r in rows)} tokens", flush=True)
     watched = sys.stderr.isatty()
-    history = fit(model, rows, config, valid=valid, out=run_folder, resume=args.resume, progress=watched, on_step=Reporter(config.steps))
-    weights = export(model, settings, folder, run_folder.path)
+    try:
+        history = fit(model, rows, config, valid=valid, out=run_folder, resume=args.resume, progress=watched, on_step=Reporter(config.steps))
+    except MemoryFull as error:
+        raise MiniloraError(f"{error.told}; {foresee.after_full(settings, folder, device, rows, run_folder)}") from None
+    with named("while the result was written", f"go on by minilora finetune --out {run_folder.path} --resume"):
+        weights = export(model, settings, folder, run_folder.path)
     run_folder.draw(history.records)
     seconds = time.perf_counter() - began
     run_folder.about["result"] = {"steps": history.steps, "valid_losses": history.valid_losses, "seconds": round(seconds, 1)}

@@ -1,6 +1,7 @@
 """The line that warns before a run would fill the memory: what it will need, what is free, and what to change.
 
 What it replaces: "CUDA out of memory" after the model was loaded, or the kernel ending the process without a word.
+Where the memory was full all the same, `after_full` says how the run goes on.
 How it works: `finetune` hands over its settings; `minilora.budget` counts the step on the Llama that will run (ours, or transformers' with PEFT's
 layers), `machine.py` says what is free, and if the run needs more, one line on standard error names both and the mildest option that makes it fit. A budget that
 cannot be made, for whatever reason, is no reason not to train: then nothing is said.
@@ -47,15 +48,14 @@ def targets_of(text: str) -> str:
     return text if all(name.strip().isidentifier() for name in text.split(",")) else "all"
 
 
-def options(setup) -> list[tuple[dict, str]]:
-    """Changes that `finetune` can make, the mildest first, each as (settings, option)."""
+def options(setup, accumulate: int = 1) -> list[tuple[dict, str]]:
+    """Changes that `finetune` can make, the mildest first, each as (settings, option). A smaller batch makes the same step, of more parts."""
     found = []
     if not setup.checkpointing:
         found.append(({"checkpointing": True}, "--checkpointing"))
-    rows = setup.batch
-    while rows > 1:
-        rows //= 2
-        found.append(({"batch": rows}, f"--batch {rows} --accumulate {setup.batch // rows}"))
+    for rows in range(setup.batch // 2, 0, -1):
+        if setup.batch % rows == 0:
+            found.append(({"batch": rows}, f"--batch {rows} --accumulate {accumulate * setup.batch // rows}"))
     if setup.method != "qlora":
         found.append(({"method": "qlora"}, "--method qlora"))
     length = setup.seq
@@ -65,7 +65,7 @@ def options(setup) -> list[tuple[dict, str]]:
     return found
 
 
-def remedy(setup, needed: int, free: int) -> str:
+def remedy(setup, needed: int, free: int, accumulate: int = 1) -> str:
     """The mildest option after which the run fits, else the mildest options together, else what is left."""
     from ..budget import estimate
 
@@ -73,10 +73,10 @@ def remedy(setup, needed: int, free: int) -> str:
         return estimate(setup, **changes).with_context + needed <= free
 
     together, words = {}, {}
-    for changes, option in options(setup):
+    for changes, option in options(setup, accumulate):
         if fits(changes):
             return f"add {option}"
-    for changes, option in options(setup):
+    for changes, option in options(setup, accumulate):
         (name,) = changes
         together.update(changes)
         words[name] = option
@@ -98,7 +98,37 @@ def warning(settings: dict, folder: Path, device: str, longest: int, free: int |
     needed = estimate(setup).with_context + beside
     if needed <= free:
         return None
-    return f"this run will need about {decimal(needed)}, and {decimal(free)} are free on {device}; {remedy(setup, beside, free)}"
+    return f"this run will need about {decimal(needed)}, and {decimal(free)} are free on {device}; {remedy(setup, beside, free, settings['accumulate'])}"
+
+
+WHEN_LOADING = "choose --method qlora, a smaller --model, or end what else runs; minilora budget says what each takes"
+
+
+def after_full(settings: dict, folder: Path, device: str, rows: list, run) -> str:
+    """What to type when the memory was full all the same: first what goes on with the same run, then what begins another."""
+    from ..train import smaller_batch
+
+    changes = [({"checkpointing": True}, "--checkpointing")] if not settings["checkpointing"] else []
+    for option in smaller_batch(settings["batch"], settings["accumulate"], "--batch {} --accumulate {}"):
+        changes.append(({"batch": int(option.split()[1])}, option))
+    try:
+        takes = figures(settings, folder, device, max(len(ids) for ids, _ in rows), [change for change, _ in changes])
+    except Exception:  # as in `warn`
+        takes = [""] * len(changes)
+    same = " or ".join(option + figure for (_, option), figure in zip(changes, takes))
+    again = f"minilora finetune --out {run.path} --resume goes on after step {run.last_step()}" if run.found() else "type the command again"
+    other = "a smaller --seq" + ("" if settings["method"] == "qlora" else ", --method qlora")
+    return f"{again}, with {same} if you like; {other} or a smaller --model begins a new run" if same else f"{again}; {other} or a smaller --model begins a new run"
+
+
+def figures(settings: dict, folder: Path, device: str, longest: int, changes: list[dict]) -> list[str]:
+    """By change, what the budget says of the whole run with it and without."""
+    from ..budget import estimate
+    from ..budget.table import decimal
+
+    setup, beside = setup_of(settings, folder, device, longest), 0 if device.startswith("cuda") else LIBRARIES
+    before = decimal(estimate(setup).with_context + beside)
+    return [f" (about {decimal(estimate(setup, **change).with_context + beside)} in place of {before})" for change in changes]
 
 
 def warn(settings: dict, folder: Path, device: str, rows: list) -> None:

@@ -28,7 +28,7 @@ FLOORS = (
 
 # What takes more than eight parameters, self aside: where a call names each setting, or an exercise each wrong answer.
 MANY_PARAMETERS = {
-    "minilora.budget.activations.op", "minilora.hub.generate", "minilora.pretrain.run_stage", "minilora.sampling.generate", "minilora.train.__init__",
+    "minilora.budget.activations.op", "minilora.hub.generate", "minilora.pretrain.run_stage", "minilora.sampling.generate",
     "minilora.exercises.lesson01._adamw", "minilora.exercises.lesson03._count", "minilora.exercises.lesson03._operations", "minilora.exercises.lesson04._value",
 }
 
