@@ -62,6 +62,18 @@ def fetch(name: str) -> Path:
         raise MiniloraError(f"cannot fetch {name!r} from the Hub ({_reason(error)}); {_remedy(error)}") from error
 
 
+def fetch_file(name: str, file: str) -> Path:
+    """One file of the hub's data set `name`, fetched if it is not in the cache. Raises MiniloraError as `fetch` does."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise MiniloraError(f"the data set {name!r} lies on the Hub, which needs huggingface_hub: pip install 'minilora[hub]'") from error
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset"))
+    except Exception as error:  # as in `fetch`
+        raise MiniloraError(f"cannot fetch {file!r} of the data set {name!r} from the Hub ({_reason(error)}); {_remedy(error)}") from error
+
+
 def _require_space(name: str) -> None:
     """Raise MiniloraError before the first byte if the repository's files are larger than the disk has room for."""
     from huggingface_hub import HfApi, constants
@@ -84,6 +96,8 @@ def _reason(error: BaseException) -> str:
     kind = type(error).__name__
     if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
         return "there is no such repository, or it is private"
+    if kind in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
+        return "it has no such file"
     if kind == "GatedRepoError":
         return "its licence must be accepted on its page, and a token set in HF_TOKEN"
     if _disk_full(error):

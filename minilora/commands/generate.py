@@ -26,58 +26,12 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=int)
 
 
-class Printer:
-    """Prints an answer while it grows; holds back a character whose bytes are not all there yet."""
-
-    def __init__(self, tokenizer, stops: list[int]):
-        self.tokenizer, self.stops = tokenizer, stops
-        self.ids: list[int] = []
-        self.shown = ""
-
-    def __call__(self, tokens: list[int]) -> None:
-        if tokens[0] in self.stops:
-            return
-        self.ids.append(tokens[0])
-        text = self.tokenizer.decode(self.ids)
-        if not text.endswith("\ufffd"):
-            self._show(text)
-
-    def _show(self, text: str) -> None:
-        print(text[len(self.shown) :], end="", flush=True)
-        self.shown = text
-
-    def finish(self) -> str:
-        self._show(self.tokenizer.decode(self.ids))
-        print(flush=True)
-        return self.shown
+def show(piece: str) -> None:
+    print(piece, end="", flush=True)
 
 
-def answer(model, tokenizer, ids: list[int], args) -> str:
-    """Print and return the continuation of `ids`."""
-    import torch
-
-    limit = model.config.max_position_embeddings
-    if len(ids) + 1 > limit:
-        raise MiniloraError(f"the prompt has {len(ids)} tokens, the model has room for {limit - 1}; shorten it")
-    stops = models.stop_ids(model, tokenizer)
-    printer = Printer(tokenizer, stops)
-    model.generate(
-        torch.tensor([ids]),
-        min(args.max_new, limit - len(ids)),
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        stop=stops,
-        seed=args.seed,
-        on_token=printer,
-    )
-    return printer.finish()
-
-
-def chat(model, tokenizer, args) -> None:
-    from ..text import encode_prompt
-
-    messages: list[dict] = []
+def chat(conversation) -> None:
+    """Ask and answer in turns until an empty line, or the end of the input."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
@@ -85,23 +39,23 @@ def chat(model, tokenizer, args) -> None:
             return
         if not line.strip():
             return
-        messages.append({"role": "user", "content": line})
-        room = model.config.max_position_embeddings - args.max_new
-        while len(messages) > 1 and len(encode_prompt(messages, tokenizer)) > room:
-            del messages[:2]  # the oldest question and its answer
-        messages.append({"role": "assistant", "content": answer(model, tokenizer, encode_prompt(messages, tokenizer), args)})
+        conversation.ask(line, show)
+        print(flush=True)
 
 
 def run(args) -> int:
     if args.max_new < 1:
         raise MiniloraError(f"--max-new is {args.max_new}; give 1 or more")
+    from ..chat import Conversation, reply
     from ..text import encode_prompt
 
     model, tokenizer = models.load(args)
+    sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
     if args.chat:
-        chat(model, tokenizer, args)
+        chat(Conversation(model, tokenizer, args.max_new, **sampling))
         return 0
     prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     ids = tokenizer.encode(prompt, bos=True) if args.raw else encode_prompt(prompt, tokenizer)
-    answer(model, tokenizer, ids or [tokenizer.eos_id], args)
+    reply(model, tokenizer, ids or [tokenizer.eos_id], args.max_new, show=show, **sampling)
+    print(flush=True)
     return 0

@@ -57,12 +57,6 @@ def load(args):
     return model.eval(), tokenizer
 
 
-def stop_ids(model, tokenizer) -> list[int]:
-    """What ends an answer: the tokenizer's EOS and whatever the model's configuration names."""
-    own = model.config.eos_token_id
-    return sorted({tokenizer.eos_id, *(own if isinstance(own, list) else [] if own is None else [own])})
-
-
 def add_model_arguments(parser) -> None:
     """The options that name a model, the same for each command that loads one."""
     parser.add_argument("--model", default="tiny", help="tiny (the shipped base), a Hugging Face folder, or a Hub name")

@@ -160,19 +160,6 @@ def test_generate_and_chat(capsys, monkeypatch, tiny_folder, runs):
     assert sampled[0] == sampled[1] != "\n"
 
 
-def test_an_answer_grows_by_whole_characters(capsys, tiny_folder):
-    """A character of several bytes is several tokens here: it must not appear in halves."""
-    from minilora.commands.generate import Printer
-
-    tokenizer = Tokenizer.from_pretrained(tiny_folder)
-    printer = Printer(tokenizer, [tokenizer.eos_id])
-    shown = []
-    for token in [*tokenizer.encode("aé€b"), tokenizer.eos_id]:
-        printer([token])
-        shown.append(capsys.readouterr().out)
-    assert [part for part in shown if part] == ["a", "é", "€", "b"] and printer.finish() == "aé€b"
-
-
 def test_doctor_looks_everything_up(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
