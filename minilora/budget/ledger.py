@@ -206,10 +206,11 @@ def _recomputing_noted(model: nn.Module, labels: _Labels, phase: dict) -> Iterat
             handle.remove()
 
 
-def watch_steps(model: nn.Module, plan: Plan, steps: int = 2) -> Ledger:
+def watch_steps(model: nn.Module, plan: Plan, steps: int = 2, optimizer: Any = None) -> Ledger:
     """Train `model`, real or fake, for `steps` steps and write down what it allocates.
 
     With one step alone the optimizer's memory is made beforehand, so that this step finds what a second one would: half the work.
+    optimizer: another one than the plan's AdamW, torch's or ours, for a plan without clipping.
     """
     began, watch, phase, setup = time.perf_counter(), Watch(), {"now": "rest"}, plan.setup
     labels, marks = _Labels(watch), [(0, "rest")]
@@ -220,14 +221,15 @@ def watch_steps(model: nn.Module, plan: Plan, steps: int = 2) -> Ledger:
         marks.append((len(watch.events), name))
 
     def say_averages() -> None:
-        labels.say("optimizer", (value for state in optimizer.state.values() for value in state.values()))
+        states = optimizer.state if isinstance(optimizer.state, list) else optimizer.state.values()  # ours, torch's
+        labels.say("optimizer", (value for state in states for value in state.values()))
 
     gc.collect()
     was_on = gc.isenabled()
     gc.disable()  # what only a collection would free stands, as it does between two of them
     try:
         with watch, prepared(model, setup), _gradients_noted(model, labels), _recomputing_noted(model, labels, phase):
-            batch, optimizer = batch_of(setup), optimizer_of(model, setup)
+            batch, optimizer = batch_of(setup), optimizer or optimizer_of(model, setup)
             if steps == 1:
                 enter("step")
                 remember(optimizer)

@@ -75,12 +75,16 @@ class OneBuffer(QLinear):
 
 
 def by_kernel(q: Quantized, dtype: torch.dtype) -> Tensor:
-    """W (out, in) as bitsandbytes' kernel decodes it: what a GPU runs in earnest, and one buffer but for the scales."""
-    import bitsandbytes  # noqa: F401  registers the operation
+    """W (out, in) as bitsandbytes' kernels decode it: what a GPU runs in earnest, and one buffer but for the scales."""
+    import bitsandbytes  # noqa: F401  registers the operations
 
-    from ..devicecodes import scales
+    from ..devicecodes import constant
 
-    return torch.ops.bitsandbytes.dequantize_4bit(q.packed, scales(q), q.block, q.book.name, list(q.shape), dtype)
+    absmax = q.absmax
+    if q.nested is not None:
+        levels = constant(q.nested.levels, absmax)
+        absmax = torch.ops.bitsandbytes.dequantize_blockwise(absmax, q.nested.absmax, levels, q.nested.block, torch.float32).add_(q.nested.offset)
+    return torch.ops.bitsandbytes.dequantize_4bit(q.packed, absmax, q.block, q.book.name, list(q.shape), dtype)
 
 
 def _is_fake(model: nn.Module) -> bool:
@@ -153,25 +157,34 @@ def _transformers_model(setup: Setup) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**fields))
 
 
-def build(plan: Plan) -> nn.Module:
-    """The model of `plan`, ready to train. Inside FakeTensorMode it takes no memory, whatever its size."""
+def dense_model(setup: Setup) -> nn.Module:
+    """The Llama of `setup`, ours or transformers', with weights in its own type: nothing quantized, no adapter."""
+    with _default_dtype(PRECISIONS[setup.precision]):
+        return Llama(_our_config(setup)) if setup.library == "minilora" else _transformers_model(setup)
+
+
+def adapt(model: nn.Module, setup: Setup) -> nn.Module:
+    """Our adapters and checkpointing on a model that is quantized as `setup` wants it; ready to train."""
     from .. import lora
 
-    setup, ours = plan.setup, plan.setup.library == "minilora"
-    with _default_dtype(PRECISIONS[setup.precision]):
-        model = Llama(_our_config(setup)) if ours else _transformers_model(setup)
-    if setup.base != "dense":
-        _quantize(model, setup.base)
     if setup.adapters:
         lora.add_lora(model, setup.rank, 2 * setup.rank, list(setup.targets))
         if setup.detour == "plain":
             for layer in lora.adapted_layers(model).values():
                 layer.adds_only = lambda name: False  # the fused step is for what only adds
-    if setup.checkpointing and ours:
+    if setup.checkpointing and setup.library == "minilora":
         model.gradient_checkpointing = True
     elif setup.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def build(plan: Plan) -> nn.Module:
+    """The model of `plan`, ready to train. Inside FakeTensorMode it takes no memory, whatever its size."""
+    model = dense_model(plan.setup)
+    if plan.setup.base != "dense":
+        _quantize(model, plan.setup.base)
+    return adapt(model, plan.setup)
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -210,7 +223,7 @@ def update(plan: Plan, optimizer: torch.optim.AdamW) -> None:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(trained, plan.clip, foreach=True)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()  # sets them to None, torch's as ours
 
 
 def remember(optimizer: torch.optim.AdamW) -> None:

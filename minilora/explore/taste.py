@@ -15,7 +15,8 @@ import json
 
 from ..errors import MiniloraError
 from ..files import data_folder
-from . import layout, palette, svg
+from . import layout, svg
+from .heat import heat
 from .widget import Explorer, Slider
 
 RANKS = (1, 2, 4, 8, 16, 32)
@@ -54,25 +55,8 @@ def compute(rank: int, precision: str) -> dict:
 
 def _map(every: dict, chosen: tuple[int, str]) -> str:
     """Percent of exact answers, a row per precision, a column per rank, the chosen run ringed."""
-    parts, wide, tall, left, above = [], 62, 30, 60, 44
-    parts.append(svg.text(2, 14, "cards exactly right, in percent", font_weight="bold"))
-    for column, rank in enumerate(RANKS):
-        parts.append(svg.text(left + column * wide + wide / 2, above - 8, f"rank {rank}", "middle"))
-    for row, precision in enumerate(PRECISIONS):
-        parts.append(svg.text(left - 8, above + row * tall + 20, precision, "end"))
-        for column, rank in enumerate(RANKS):
-            x, y = left + column * wide, above + row * tall
-            if (rank, precision) not in every:
-                parts.append(svg.text(x + wide / 2 - 1, y + 18, "–", "middle"))
-                continue
-            share = 100 * every[rank, precision]["exact"] / every[rank, precision]["asked"]
-            paint = palette.colours(share, 0, 100, "plain")
-            red, green, blue = (int(c) for c in paint)
-            parts.append(f'<rect x="{x}" y="{y}" width="{wide - 3}" height="{tall - 3}" fill="rgb({red},{green},{blue})"/>')
-            parts.append(svg.text(x + wide / 2 - 1, y + 18, f"{share:.0f}", "middle", fill=palette.ink(paint)))
-            if (rank, precision) == chosen:
-                parts.append(f'<rect x="{x - 2}" y="{y - 2}" width="{wide + 1}" height="{tall + 1}" fill="none" stroke="currentColor" stroke-width="3"/>')
-    return svg.canvas(left + wide * len(RANKS) + 4, above + tall * len(PRECISIONS) + 4, *parts)
+    shares = {(precision, rank): 100 * run["exact"] / run["asked"] for (rank, precision), run in every.items()}
+    return heat(shares, PRECISIONS, {rank: f"rank {rank}" for rank in RANKS}, chosen[::-1], title="cards exactly right, in percent")
 
 
 def _card(wanted: str, answer: str) -> str:
