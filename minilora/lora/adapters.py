@@ -139,10 +139,12 @@ def use_adapter(model: nn.Module, name: str | Sequence[str], trainable: bool = T
     for each in names:
         need_adapter(model, each)
     refuse_merged(model, "switch adapters")
-    for layer in adapted_layers(model).values():
-        layer.active = [each for each in names if layer.has(each)]
-        if layer.full and len(layer.active) > 1:
-            raise MiniloraError(f"adapters {', '.join(layer.active)} each train one whole module; only one of them can speak")
+    speak = {layer: [each for each in names if layer.has(each)] for layer in adapted_layers(model).values()}
+    for layer, here in speak.items():
+        if layer.full and len(here) > 1:
+            raise MiniloraError(f"adapters {', '.join(here)} each train one whole module; only one of them can speak")
+    for layer, here in speak.items():
+        layer.active = here
         for key, parameter in layer.adapter_parameters():
             parameter.requires_grad_(trainable and key in names)
     return model

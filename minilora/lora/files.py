@@ -26,7 +26,7 @@ from torch import nn
 
 from ..errors import MiniloraError
 from ..files import atomic_folder, sort_metadata
-from .adapters import adapted_layers, adapters, add_adapter, need_adapter
+from .adapters import adapted_layers, adapters, add_adapter, need_adapter, refuse_merged, use_adapter
 from .config import AdapterConfig
 from .initial import LOFTQ_BASE, packed_form
 from .layer import expected_shapes
@@ -230,7 +230,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     if name in adapters(model):
         check_same_scale(model, config, name, source)
         check_same_start(model, config, name, metadata, source)
-        return set_adapter_state(model, state, name)
+        refuse_merged(model, "load an adapter")  # a merged weight would go on holding the old one
+        return use_adapter(set_adapter_state(model, state, name), name)
     modules = original_modules(model)
     paths = match_targets(model, config.targets, config.full_modules, strict=False)
     expected = {

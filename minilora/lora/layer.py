@@ -146,7 +146,7 @@ class LoRALinear(AdaptedWeight):
         return self.lora_B
 
     def add(self, name: str, rank: int, scale: float, dropout: float = 0.0) -> None:
-        """A ~ U(±1/√in), B = 0, in fp32 (fp64 over an fp64 base) on the base's device."""
+        """A ~ U(±1/√in), B = 0, in fp32 (fp64 over an fp64 base) on the base's device. A layer's first adapter speaks at once."""
         like = adapter_place(self.base)
         A = torch.empty(rank, self.in_features, **like)
         self.lora_A[name] = nn.Parameter(nn.init.kaiming_uniform_(A, a=math.sqrt(5)))  # gain √⅓: the bound is 1/√in

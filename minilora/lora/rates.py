@@ -19,7 +19,7 @@ from ..errors import MiniloraError
 def loraplus_groups(
     model: nn.Module, lr: float, ratio: float = 16.0, embedding_lr: float = 1e-6, weight_decay: float = 0.0
 ) -> list[dict]:
-    """Optimizer groups: A (and full modules) at lr, B and magnitudes at ratio·lr, adapted embeddings at embedding_lr.
+    """Optimizer groups: A (and full modules' matrices) at lr, B and all vectors at ratio·lr, adapted embeddings at embedding_lr.
 
     Biases and norms do not decay. Raises MiniloraError for a ratio below 1 or if nothing is trainable.
     """

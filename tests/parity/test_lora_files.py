@@ -352,6 +352,17 @@ def test_nan_is_not_saved(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+def test_loading_into_a_silent_adapter_lets_it_speak_and_a_merged_model_refuses(tmp_path):
+    model = ours_with(lora.AdapterConfig(3, 7))
+    lora.save_adapter(model, tmp_path)
+    before = model(IDS).logits
+    lora.add_lora(model, 2, 4, name="other")
+    assert lora.active_adapters(lora.load_adapter(model, tmp_path)) == ["default"] and torch.equal(model(IDS).logits, before)
+    lora.merge(model)
+    with pytest.raises(MiniloraError, match="unmerge"):
+        lora.load_adapter(model, tmp_path)
+
+
 def test_loading_into_an_adapter_that_is_there_replaces_its_weights(tmp_path):
     model = ours_with(lora.AdapterConfig(3, 7))
     lora.save_adapter(model, tmp_path)

@@ -216,6 +216,17 @@ def test_a_refused_adapter_leaves_the_model_as_it_was():
         broken(IDS)
 
 
+def test_a_refused_switch_leaves_the_old_adapter_speaking():
+    model = tiny()
+    for name in ("a", "b"):
+        lora.add_adapter(model, lora.AdapterConfig(4, full_modules=["lm_head"]), name)
+        scramble(model)
+    before = model(IDS)
+    with pytest.raises(MiniloraError, match="only one of them can speak"):
+        lora.use_adapter(model, ["a", "b"])
+    assert lora.active_adapters(model) == ["b"] and torch.equal(model(IDS), before)
+
+
 @pytest.mark.parametrize("prepare", [lambda m: m, quantize_model, quantize_model_int8], ids=["lora", "qlora", "int8"])
 def test_shapes_can_be_followed_on_the_meta_device(prepare):
     """Where a step is counted without being computed; meta knows no autocast, and asking for it is an error in torch."""
