@@ -2,8 +2,9 @@
 
 What it replaces: hours of a run whose loss looks plausible. Each check stands for a mistake that users of the large
 libraries report again and again; each message names the cause and the remedy.
-How it works: first the batch is looked at (ids, labels, lengths), then the parameters (frozen, trainable, finite, dtypes),
-then one forward and backward pass shows whether a gradient arrives. Gradients and random state are left as they were.
+How it works: first the batch is looked at (ids, labels, lengths), then the layers and parameters (bitsandbytes' faults on a
+CPU, frozen, trainable, finite, dtypes), then one forward and backward pass shows whether a gradient arrives at every adapter.
+Gradients and random state are left as they were. `check_rows` looks at every row of the data for what would break a run late.
 What it leaves out: whether the learning rate is sensible, whether the data is any good.
 Where numerics differ: nowhere; nothing is changed.
 """
@@ -11,13 +12,17 @@ Where numerics differ: nowhere; nothing is changed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .errors import MiniloraError
 from .scoring import loss_sum
-from .text import IGNORE
+from .text import IGNORE, Row
+
+
+BLOCK = 64  # weights that share a scale in bitsandbytes' Linear4bit
 
 
 class CheckFailed(MiniloraError):
@@ -26,29 +31,43 @@ class CheckFailed(MiniloraError):
 
 @dataclass
 class Report:
-    """What `check` saw: numbers of parameters, and the loss before training."""
+    """What `check` saw: numbers of parameters, the loss before training, and how many of the batch's tokens are learned.
+
+    If all are and the data are questions with answers, the prompts are not masked: the model learns to ask as well.
+    """
 
     trainable: int
     total: int
     loss: float
+    learned: int
+    tokens: int
 
 
 def _ids_of(value) -> list[int]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
-    vocabulary = getattr(config, "vocab_size", None)
-    low, high = int(ids.min()), int(ids.max())
+def _check_limits(config, low: int, high: int, longest: int) -> None:
+    """Raise CheckFailed if an id or a length is none that the model knows."""
+    vocabulary, positions = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
     if vocabulary is not None and (low < 0 or high >= vocabulary):
         raise CheckFailed(
             f"the data holds token id {high if high >= vocabulary else low}, the model knows 0 to {vocabulary - 1}; "
             "use the tokenizer of this model"
         )
-    longest = int(mask.sum(1).max())
-    positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise CheckFailed(f"a row has {longest} tokens, the model was made for {positions}; lower --seq to {positions}")
+
+
+def check_rows(model: nn.Module, rows: Sequence[Row]) -> None:
+    """Raise CheckFailed for an id or a length anywhere in the data that would break the run when its row's turn comes."""
+    filled = [ids for ids, _ in rows if ids]
+    if filled:
+        _check_limits(getattr(model, "config", None), min(map(min, filled)), max(map(max, filled)), max(map(len, filled)))
+
+
+def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
+    _check_limits(config, int(ids.min()), int(ids.max()), int(mask.sum(1).max()))
     learned = labels != IGNORE
     if not bool(learned[:, 1:].any()):
         raise CheckFailed("all labels of the first batch are masked (-100): nothing to learn; put the answer in `response`")
@@ -56,8 +75,10 @@ def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
         raise CheckFailed("labels differ from the ids at their own position: they are shifted already; the loss shifts them, pass them unshifted")
     if bool((learned & (mask == 0)).any()):
         raise CheckFailed("padding is learned; set the labels of padded positions to -100")
+    first = mask.argmax(1, keepdim=True)  # (B, 1): 0, or behind padding on the left
+    start = ids.gather(1, torch.cat([first, first + 1], 1).clamp(max=ids.shape[1] - 1))  # (B, 2)
     for bos in _ids_of(getattr(config, "bos_token_id", None)):
-        if ids.shape[1] > 1 and bool(((ids[:, 0] == bos) & (ids[:, 1] == bos) & (mask[:, 1] == 1)).any()):
+        if bool(((start == bos).all(1) & (mask.sum(1) > 1)).any()):
             raise CheckFailed(f"a row starts with two BOS tokens (id {bos}); leave out the one that the prompt brings along")
     _check_eos(_ids_of(getattr(config, "eos_token_id", None)), ids, labels, mask)
 
@@ -74,6 +95,28 @@ def _check_eos(eos: list[int], ids: Tensor, labels: Tensor, mask: Tensor) -> Non
             f"no answer's EOS (id {eos[0]}) is learned, so the model would never stop; "
             "end each answer with EOS and keep its label, also where PAD is the same token"
         )
+
+
+def _check_packed(model: nn.Module) -> None:
+    """bitsandbytes' 4-bit layers on a CPU: known by a name, so that a model without them needs no bitsandbytes."""
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "support_avx512bf16_for_cpu") or layer.weight.device.type != "cpu":
+            continue
+        if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise CheckFailed(
+                f"an evaluation has made bitsandbytes pack {name} anew, and no gradient passes it any more; "
+                "load the model again, and call hub.cure(model) before the first evaluation"
+            )
+        if layer.support_avx512bf16_for_cpu:
+            raise CheckFailed(
+                f"the first evaluation would make bitsandbytes pack {name} anew, and from then on no gradient would pass it; "
+                "call hub.cure(model), or load with hub.load"
+            )
+        if layer.in_features % BLOCK and layer.in_features % 16 == 0 and not hasattr(layer, "decoded_by_ours"):
+            raise CheckFailed(
+                f"{name} has rows of {layer.in_features}, no multiple of {BLOCK}, which bitsandbytes decodes wrongly on a CPU; "
+                "call hub.cure(model), or load with hub.load"
+            )
 
 
 def _check_parameters(model: nn.Module) -> None:
@@ -126,12 +169,28 @@ def _check_gradient(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> f
                 f"no gradient reaches {unreached[0]} ({len(unreached)} of {len(named)} trainable weights); "
                 "with checkpointing use the non-reentrant kind, and look for a detach() or no_grad() on the way"
             )
-        if not any(bool(p.grad.any()) for p in named.values()):
-            raise CheckFailed("all gradients are zero: nothing would move; look for an adapter with scale 0 or both matrices zero")
+        _check_arrived(named, deep=bool((batch[1][:, 2:] != IGNORE).any()))
         return loss
     finally:
         for name, parameter in named.items():
             parameter.grad = kept[name]
+
+
+def _check_arrived(named: dict[str, nn.Parameter], deep: bool) -> None:
+    """Gradients are there: are they numbers, and does some of them reach every adapter? deep: a token is learned that attention looks back for."""
+    for name, p in named.items():
+        if not bool(torch.isfinite(p.grad).all()):
+            raise CheckFailed(f"the gradient of {name} holds NaN or infinity; train in float32 or bfloat16, and look for rows that are all padding")
+    moving = {name: bool(p.grad.any()) for name, p in named.items()}
+    if not any(moving.values()):
+        raise CheckFailed("all gradients are zero: nothing would move; look for an adapter with scale 0 or both matrices zero")
+    pairs = {name: name.replace("_A", "_B") for name in named if "lora_" in name and "_A" in name}
+    still = [a for a, b in pairs.items() if b in named and not moving[a] and not moving[b]]
+    if still and deep:  # at the start one of the two is zero and the other's gradient is not
+        raise CheckFailed(
+            f"the gradient of {still[0]} and of its B is exactly zero ({len(still)} of {len(pairs)} adapters), so it is lost on its way there; "
+            "look for a layer that cuts it, such as weights that an evaluation has packed anew, then load the model again"
+        )
 
 
 def check(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Report:
@@ -141,9 +200,11 @@ def check(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Report:
     """
     ids, labels, mask = batch
     _check_batch(getattr(model, "config", None), ids, labels, mask)
+    _check_packed(model)
     _check_parameters(model)
     devices = [ids.device] if ids.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         loss = _check_gradient(model, batch)
     numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return Report(sum(n for n, on in numbers if on), sum(n for n, _ in numbers), loss)
+    learned = int((labels[:, 1:] != IGNORE).sum())
+    return Report(sum(n for n, on in numbers if on), sum(n for n, _ in numbers), loss, learned, int(mask.sum()))

@@ -34,7 +34,7 @@ from .errors import MiniloraError
 from .lora.rates import loraplus_groups
 from .runs import RunFolder, fingerprint, require_same
 from .scoring import HALVES, autocast, device_of, evaluate_loss, exact_match, loss_sum, mode, settle_precision, tensors
-from .selfcheck import CheckFailed, check
+from .selfcheck import CheckFailed, check, check_rows
 from .text import IGNORE, Row
 
 __all__ = ["TrainConfig", "History", "CheckFailed", "check", "fit", "evaluate_loss", "exact_match", "learning_rate", "Batches"]
@@ -256,16 +256,18 @@ class _Loop:
             model.gradient_checkpointing = True
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.clear()  # a run that broke off in the middle of a step has left the half of its gradients
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-        self.scaler = loss_scaler(model, config.precision)
 
     def look(self) -> None:
-        """The self-check, on four rows."""
+        """The self-check, on four rows, after a look at the ids and the lengths of all."""
         self.doing = "in the check before step 1"
+        check_rows(self.model, self.batches.rows)
         check(self.model, tensors(self.batches(0)[:4], self.model))
 
     def begin(self, resume: bool) -> int:
-        """How many steps are done already; their state is loaded."""
+        """Make the optimizer, for what the check has found to learn. Returns how many steps are done already; their state is loaded."""
+        config = self.config
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        self.scaler = loss_scaler(self.model, config.precision)
         if self.run is None:
             return 0
         self.doing = "while the state was read or written"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minilora import lora, train
+from minilora import lora, selfcheck, train
 from minilora.llama import Llama
 from minilora.text import IGNORE, Tokenizer, collate, encode_rows
 
@@ -90,6 +90,28 @@ def two_bos(model, batch):
     batch[0][:, 1] = batch[0][:, 0]
 
 
+def two_bos_behind_padding(model, batch):
+    """Padded on the left, as transformers' collators do it: the shorter row begins behind its padding."""
+    row = int(batch[2].sum(1).argmin())
+    padding = int((batch[2][row] == 0).sum())
+    assert padding
+    for tensor in batch:
+        tensor[row] = torch.roll(tensor[row], padding)
+    batch[0][row, padding + 1] = batch[0][row, padding]
+
+
+def nan_gradient(model, batch):
+    """The loss is a number and its gradient is none, as behind the softmax of a row that is all padding."""
+    first(model, "lora_B").register_hook(lambda g: g * math.nan)
+
+
+def cut_one_layer(model, batch):
+    """Zeros instead of a gradient, as behind weights that were packed for answering; the other layers learn."""
+    for p in model.model.layers[0].parameters():
+        if p.requires_grad:
+            p.register_hook(lambda g: g * 0)
+
+
 def shifted(model, batch):
     batch[1][:] = torch.roll(batch[1], -1, 1)
 
@@ -113,6 +135,9 @@ TRAPS = [
     (outside, "token id 320"),
     (too_long, "--seq to 5"),
     (two_bos, "two BOS"),
+    (two_bos_behind_padding, "two BOS"),
+    (nan_gradient, "gradient of .*lora_B.* holds NaN"),
+    (cut_one_layer, "exactly zero .7 of 14 adapters"),
     (shifted, "shifted already"),
     (learned_padding, "padding is learned"),
 ]
@@ -164,3 +189,27 @@ def test_bare_text_without_eos_is_no_trap(model):
     """Packed rows may hold no end at all."""
     ids = list(range(10, 30))
     train.check(model, collate([(ids, ids)], 0))
+
+
+def test_a_gradient_that_is_rightly_zero_is_no_trap(model):
+    """After one token attention has nothing to choose from: query and key learn nothing, and nothing is wrong."""
+    report = train.check(model, collate([([1, 9], [IGNORE, 9])], 0))
+    assert (report.learned, report.tokens) == (1, 2)
+
+
+def test_the_report_tells_whether_prompts_are_learned(model, rows):
+    answers = sum(label != IGNORE for _, labels in rows for label in labels)
+    report = train.check(model, collate(rows, 0))
+    assert (report.learned, report.tokens) == (answers, sum(len(ids) for ids, _ in rows)) and report.learned < report.tokens
+    everything = train.check(model, collate([(ids, ids) for ids, _ in rows], 0))
+    assert everything.learned == everything.tokens - len(rows)  # nothing comes before a row's first token
+
+
+@pytest.mark.parametrize("late, message", [([5] * 600, "600 tokens"), ([5, 320], "token id 320"), ([-1, 5], "token id -1")])
+def test_what_would_break_late_is_named_before_step_1(model, rows, late, message):
+    """The row is met at the end of an epoch, the run refuses it at its beginning."""
+    many = rows * 8
+    model.config.max_position_embeddings = 512
+    selfcheck.check_rows(model, many)
+    with pytest.raises(train.CheckFailed, match=message):
+        train.fit(model, [*many, (late, late)], steps=1, batch_size=2, progress=False)
