@@ -16,7 +16,6 @@ Where numerics differ: bytes are whole numbers; only on a GPU can they differ fr
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
 import resource
@@ -34,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from cpu import machine  # noqa: E402
 
 from minilora.budget.catalog import GIB, Shape  # noqa: E402
-from minilora.budget.estimate import WORKSPACES, estimate  # noqa: E402
+from minilora.budget.estimate import estimate  # noqa: E402
 from minilora.budget.setup import Setup, make  # noqa: E402
 from minilora.files import atomic_write  # noqa: E402
 
@@ -212,29 +211,28 @@ def most_held() -> int:
 def peak_on(device: str, setup: Setup) -> int:
     """The most bytes that a real step of `setup` takes on the device, its second step included."""
     import torch
+    from _card import peak_of
 
-    from minilora.budget.ledger import watch_steps
     from minilora.budget.rehearsal import Plan, batch_of, build, loss_of, optimizer_of, prepared, update
 
     plan = Plan(setup)
-    if device == "cpu":
-        return watch_steps(build(plan), plan).peak
     with torch.device(device):
-        gc.collect()  # what the last setup left behind in circles
         model = build(plan)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        with prepared(model, setup):
+
+        def two_steps() -> None:
             batch, optimizer = batch_of(setup), optimizer_of(model, setup)
             for _ in range(2):
                 loss_of(model, setup, batch).backward()
                 update(plan, optimizer)
-        return torch.cuda.max_memory_allocated()
+
+        with prepared(model, setup):
+            return peak_of(two_steps, model).allocated
 
 
 def on_card(options: argparse.Namespace) -> int:
     """Real steps beside the prediction; rows are added under the card's name."""
     import torch
+    from _card import workspaces
 
     small = options.gpu == "cpu"
     if not small and not torch.cuda.is_available():
@@ -251,7 +249,7 @@ def on_card(options: argparse.Namespace) -> int:
             print(f"{name_of(setup):100} left out: needs {needed / GIB:.1f} GiB")
             continue
         taken = peak_on(options.gpu, setup)
-        expected = budget.peak_allocated + (0 if small else WORKSPACES)  # cuBLAS takes them from torch's allocator, which counts them
+        expected = budget.peak_allocated + workspaces(options.gpu)  # cuBLAS takes them from torch's allocator, which counts them
         rows.append({"name": name_of(setup), "card": card, "measured": taken, "estimate": expected, "error": expected / taken - 1} | ({} if small else about()))  # fmt: skip
         print(line(rows[-1]), flush=True)
     if not rows:
