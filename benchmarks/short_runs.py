@@ -32,7 +32,11 @@ DENSE = ("fp32",)
 
 
 def adapted(recipe: dict):
-    """(model, tokenizer): the shipped base in the recipe's precision, with the recipe's adapter, its A drawn from the seed."""
+    """(model, tokenizer): what the recipe trains. Without a `method` that is LoRA.
+
+    "lora": the shipped base in the recipe's precision with an adapter, its A drawn from the seed. "full": all weights of the base.
+    "small": a model of the recipe's `shape` that starts from random numbers.
+    """
     import torch
 
     from minilora import lora, qlora
@@ -40,12 +44,26 @@ def adapted(recipe: dict):
     from minilora.text import Tokenizer
 
     folder = data_folder() / "base"
-    model = Llama.from_pretrained(folder)
-    if recipe["precision"] not in DENSE:
-        qlora.quantize_model(model, recipe["precision"])
+    method = recipe.get("method", "lora")
     torch.manual_seed(recipe["seed"])
-    lora.add_lora(model, recipe["rank"], recipe["alpha"], recipe["targets"])
+    model = smaller(recipe["shape"]) if method == "small" else Llama.from_pretrained(folder)
+    if recipe["precision"] == "bf16":
+        model.bfloat16()
+    elif recipe["precision"] not in DENSE:
+        qlora.quantize_model(model, recipe["precision"])
+    if method == "lora":
+        torch.manual_seed(recipe["seed"])
+        lora.add_lora(model, recipe["rank"], recipe["alpha"], recipe["targets"])
+    else:
+        model.requires_grad_(True)
     return model, Tokenizer.from_pretrained(folder)
+
+
+def smaller(shape: dict):
+    """A Llama like the shipped base but for `shape` (fields of its config), with random weights."""
+    from minilora.llama import Config, Llama
+
+    return Llama(Config.from_hf(json.loads((data_folder() / "base" / "config.json").read_text()) | shape))
 
 
 def linear_bytes(model) -> int:
@@ -77,7 +95,7 @@ def one_run(recipe: dict) -> dict:
     import torch
 
     torch.set_num_threads(1)
-    from minilora import lora, train
+    from minilora import train
     from minilora.text import encode_rows, read_split
 
     began = time.perf_counter()
@@ -88,7 +106,7 @@ def one_run(recipe: dict) -> dict:
     history = train.fit(model, rows, progress=False, **{k: recipe[k] for k in ("steps", "batch_size", "lr", "seed")})
     valid = train.evaluate_loss(model, encode_rows(read_split(folder, "valid"), tokenizer))
     hits, _, answers = train.exact_match(model, tokenizer, asked)
-    trained, _ = lora.count_parameters(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     record = {
         **recipe, "trained": trained, "linear_bytes": linear_bytes(model), "loss": [round(loss, 4) for loss in history.losses],
         "valid_loss": round(valid, 4), "exact": hits, "answers": answers[:3],
@@ -123,8 +141,8 @@ def _kept(path: Path, recipes: list[dict]) -> list[dict]:
     return [record for record in told["runs"] if any(all(record.get(k) == v for k, v in recipe.items()) for recipe in recipes)]
 
 
-def sweep(path: Path, told: str, recipes: list[dict], jobs: int) -> None:
-    """Run all recipes that `path` has no record of yet, and write the records in the recipes' order."""
+def sweep(path: Path, told: str, recipes: list[dict], jobs: int, run=one_run) -> list[dict]:
+    """Do `run` with all recipes that `path` has no record of yet, write the records in the recipes' order, and give them back."""
 
     def place(record: dict) -> int:
         return next(i for i, recipe in enumerate(recipes) if all(record[k] == v for k, v in recipe.items()))
@@ -133,13 +151,18 @@ def sweep(path: Path, told: str, recipes: list[dict], jobs: int) -> None:
     waiting = [recipe for i, recipe in enumerate(recipes) if i not in {place(r) for r in records}]
     print(f"{path.name}: {len(records)} runs are there, {len(waiting)} to go")
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(one_run, recipe) for recipe in waiting]):
+        for done in as_completed([pool.submit(run, recipe) for recipe in waiting]):
             records = sorted([*records, done.result()], key=place)
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps({**header(told), "runs": records}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            last = done.result()
-            print(f"  {last['targets']} rank {last['rank']} {last['precision']} seed {last['seed']}: "
-                  f"{last['exact']} of {last['asked']}, loss {last['valid_loss']}, {last['seconds']} s", flush=True)
+            print(" ", line(done.result()), flush=True)
+    return records
+
+
+def line(record: dict) -> str:
+    """A record in a line: what was run, and how it went where that was scored."""
+    words = ["task", "method", "targets", "rank", "precision", "lr", "steps", "seed", "exact", "asked", "valid_loss", "seconds"]
+    return ", ".join(f"{word} {record[word]}" for word in words if word in record)
 
 
 def arguments(description: str, name: str, steps: int = RECIPE["steps"]):
