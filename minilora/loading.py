@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Iterator
 
 from .errors import MiniloraError
 from .files import data_folder
@@ -92,30 +93,41 @@ def _require_space(name: str) -> None:
         raise MiniloraError(f"{name} takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {disk}; make room, or set HF_HOME to a folder on a larger disk")
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised for: the library wraps the system's errors, and the hub's, in some of its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+KINDS = {  # by name: the library moves them, and is not imported here
+    "RepositoryNotFoundError": "there is no such repository, or it is private", "RevisionNotFoundError": "there is no such repository, or it is private",
+    "EntryNotFoundError": "it has no such file", "RemoteEntryNotFoundError": "it has no such file",
+    "GatedRepoError": "its licence must be accepted on its page, and a token set in HF_TOKEN",
+    "OfflineModeIsEnabled": "no network as HF_HUB_OFFLINE is set, and no copy in the cache",
+}
+STATUS = {401: "the token in HF_TOKEN is not accepted", 403: "the token in HF_TOKEN does not allow it", 429: "the Hub was asked too often; wait a while"}
+NO_SPACE = (28, 122, 27)  # ENOSPC, EDQUOT (a quota), EFBIG (a limit on files)
+
+
 def _reason(error: BaseException) -> str:
-    kind = type(error).__name__
-    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
-        return "there is no such repository, or it is private"
-    if kind in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
-        return "it has no such file"
-    if kind == "GatedRepoError":
-        return "its licence must be accepted on its page, and a token set in HF_TOKEN"
     if _disk_full(error):
         return "no space left on the disk"
-    return f"no network and no copy in the cache, {kind}"
+    for each in _chain(error):
+        if type(each).__name__ in KINDS:
+            return KINDS[type(each).__name__]
+        status = getattr(getattr(each, "response", None), "status_code", None)
+        if status is not None:
+            return STATUS.get(status, f"the Hub answers with {status}")
+    return f"no network and no copy in the cache, {type(error).__name__}"
 
 
 def _remedy(error: BaseException) -> str:
     return "make room, or set HF_HOME to a folder on a larger disk" if _disk_full(error) else "give a folder that exists, or `tiny`"
 
 
-def _disk_full(error: BaseException | None) -> bool:
-    """Also where the library has wrapped the system's error in one of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _disk_full(error: BaseException) -> bool:
+    return any(isinstance(each, OSError) and each.errno in NO_SPACE for each in _chain(error))
 
 
 # ------------------------------------------------------------------------------------------------- device and weights
