@@ -190,12 +190,12 @@ def peers_table() -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "−")
+    return f"{100 * share:+.1f} %".replace("-", "−").replace("−0.0", "+0.0")
 
 
 def _published_row(row, why: str) -> str:
     """One published figure beside the prediction."""
-    known = f"; with the bytes that this takes {_percent(row.error_explained)}" if row.measurement.extra else ""
+    known = f"; with what that program held by its own source {_percent(row.error_explained)}" if row.measurement.program else ""
     m, unit = row.measurement, measured.UNITS[row.measurement.unit]
     figure = f"{'≤ ' if m.bound else ''}{m.peak:.2f} {m.unit} | {row.predicted / unit:.2f} {m.unit} | {_percent(row.error)}"
     return f"| {m.source.split()[0]}: {m.what} | {figure} | {why}{known} |"
@@ -209,8 +209,8 @@ def published_table() -> str:
     known = max(counted, key=lambda row: abs(row.error_explained))
     low = sum(row.error < 0 for row in counted)
     lines = [f"Mean error over {len(counted)} published peaks: **{100 * measured.mean_error(found):.1f} %**; worst: **{_percent(worst.error)}** ({worst.measurement.what}). "
-             f"With the bytes of those differences that can be computed: {100 * measured.mean_error(found, explained=True):.1f} %, worst {_percent(known.error_explained)}; these were found after the "
-             f"comparison. {low} of {len(counted)} predictions are too low. Limits (≤) count in no mean. Computed by `minilora/budget/measured.py`.", "",
+             f"With what the measured programs held by their own source code (`minilora/budget/programs.py`, written after the comparison): {100 * measured.mean_error(found, explained=True):.1f} %, "
+             f"worst {_percent(known.error_explained)} ({known.measurement.what}). {low} of {len(counted)} predictions are too low. Limits (≤) count in no mean. Computed by `minilora/budget/measured.py`.", "",
              "| setup | published | predicted | error | what is off |", "| --- | ---: | ---: | ---: | --- |"]
     before = None
     for row in found:

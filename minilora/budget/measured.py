@@ -2,8 +2,9 @@
 
 What it replaces: a promise that the estimate is good.
 How it works: every `Measurement` has the figure, where it was published, what was said about the run (`stated`), what we had to assume
-(`assumed`), and the settings that follow. `compared()` computes the prediction and its error anew each time; `why` says what a remaining
-difference comes from. Where an explanation can be computed, `extra` gives its bytes, and the error is shown with them as well.
+(`assumed`), and the settings that follow. `compared()` computes the prediction and its error anew each time; `why` says what the
+difference comes from. The program that was measured is not the one that `estimate` counts; `program` (see `programs`) goes through its
+own source and gives the bytes that it should have shown, part by part, and the error is shown with them as well.
 What it leaves out: figures without a model, a method or a length; multi-GPU runs; our own runs (`benchmarks/memory.py --gpu` adds those).
 Where numerics differ: GB is 10⁹ bytes and GiB 2³⁰, as each source has it. Prints of `nvidia-smi` include the driver's context,
 `max_memory_allocated` does not: `counts` says which of the two is compared. Some sources round to whole GB.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Callable
 
+from . import programs
 from .catalog import GIB, Shape
 from .estimate import Budget, estimate
 from .setup import Setup
@@ -22,7 +24,7 @@ UNITS = {"GB": 10**9, "GiB": GIB}
 QV = "q_proj,v_proj"
 CODELLAMA_34B = Shape("codellama-34b", 8192, 22016, 48, 64, 8, 32016, source="Rozière et al. 2023, arXiv:2308.12950; config.json of the checkpoint")
 
-TORCHTUNE = "torchtune README (pytorch/torchtune, September 2024), 'Memory and training speed'"
+TORCHTUNE = "torchtune README (pytorch/torchtune, 0.3.1, October 2024), 'Memory and training speed'"
 LITGPT = "LitGPT tutorials/resource-tables.md (2023-10-20, PyTorch 2.1, bitsandbytes 0.41.1, A100 40 GB)"
 FACTORY = "LLaMA-Factory wiki, 'Performance comparison' (2024-04-15, A100 40 GB), row FlashAttention2"
 QLORA = "Dettmers et al. 2023, arXiv:2305.14314, abstract and figure 6"
@@ -43,7 +45,7 @@ class Measurement:
     why: str
     counts: str = "allocated"  # or "card": with workspaces, whole segments and the driver's context
     bound: bool = False
-    extra: Callable[[Setup], int] | None = None  # bytes that `why` explains
+    program: Callable[[Setup, int], programs.Parts] | None = None  # (setup, prediction) → what the measured program held, by part
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Comparison:
     measurement: Measurement
     measured: int
     predicted: int
-    explained: int  # the prediction with what `why` can compute
+    explained: int  # the sum of what the measured program held, by its own source
 
     @property
     def error(self) -> float:
@@ -64,49 +66,32 @@ class Comparison:
         return self.explained / self.measured - 1
 
 
-# ------------------------------------------------------------------------------------------ what can be computed of the whys
-
-
-def inputs_kept(setup: Setup) -> int:
-    """bitsandbytes 0.41 kept the input of every 4-bit layer; those of MLP and down projection are kept by nobody else."""
-    return 2 * setup.tokens * (setup.shape.hidden + setup.shape.ffn) * setup.shape.layers
-
-
-def gradients_let_go(setup: Setup) -> int:
-    """A step inside the backward pass: of all gradients only the largest stands, that of a token table."""
-    return 2 * (setup.shape.table - setup.shape.parameters)
-
-
-def adapters_in_16_bits(setup: Setup) -> int:
-    """Adapters, gradients and averages in bf16 instead of fp32."""
-    return -2 * 4 * setup.trainable
-
-
-def shifted_logits(setup: Setup) -> int:
-    """transformers before 4.46 copied the fp32 logits once more, shifted by a token, for the loss."""
-    return 4 * setup.tokens * setup.shape.vocab
-
-
 # -------------------------------------------------------------------------------------------------------- the figures
 
 
 def _torchtune() -> list[Measurement]:
     run = dict(batch=2, seq=2048, checkpointing=True, foreach=False, library="minilora")
     stated = "batch 2, packed to 2048 tokens, torch.compile on"
-    config = "rank 8 on all linear layers, checkpointing, fused AdamW, as in the recipe's config; its loss works in 8 chunks, as ours does in more"
+    config = "rank 8 on {}, {}, fused AdamW, as in the recipe's config"
     full = run | dict(method="full-bf16", library="transformers", optimizer="paged_adamw8bit", foreach=True)
+    lora, low = dict(method="lora", targets=QV), "adapters and averages are bf16 there, and 16-bit logits of the whole batch stand where our head makes a portion at a time"
     return [
-        Measurement("Llama 3.1 8B LoRA, RTX 4090", "llama-3.1-8b", run | dict(method="lora"), 16.2, "GiB", TORCHTUNE, stated, config,
-                    "adapters, gradients and averages are bf16 there, and the compiler fuses element-wise steps", extra=adapters_in_16_bits),
-        Measurement("Llama 3.1 8B QLoRA, RTX 4090", "llama-3.1-8b", run | dict(method="qlora"), 7.4, "GiB", TORCHTUNE, stated, config,
-                    "bf16 adapters take less; their chunks of the loss, 4 times as long as ours, take more", extra=adapters_in_16_bits),
-        Measurement("Llama 3.1 8B LoRA, A6000", "llama-3.1-8b", run | dict(method="lora", checkpointing=False), 30.3, "GiB", TORCHTUNE, stated,
-                    "as above, without checkpointing: the only setting that comes near", "compiled code keeps fewer results for backward",
-                    extra=adapters_in_16_bits),
+        Measurement("Llama 3.1 8B LoRA, RTX 4090", "llama-3.1-8b", run | lora, 16.2, "GiB", TORCHTUNE, stated,
+                    config.format("queries and values", "checkpointing and activation offloading"),
+                    f"{low}; of its switches only offloading, new in this recipe that month, comes near: layers' inputs, 1.0 GiB, wait on the host (on the card: +5.9 %)",
+                    program=programs.torchtune_offloaded),
+        Measurement("Llama 3.1 8B QLoRA, RTX 4090", "llama-3.1-8b", run | dict(method="qlora"), 7.4, "GiB", TORCHTUNE, stated,
+                    config.format("all linear layers", "checkpointing"),
+                    f"{low}; 0.2 GiB too much, of which 0.12 would go if the loss's gradient took the place of its logits, which a compiled loss rehearsed on a CPU does not do",
+                    program=programs.torchtune),
+        Measurement("Llama 3.1 8B LoRA, A6000", "llama-3.1-8b", run | lora | dict(checkpointing=False), 30.3, "GiB", TORCHTUNE, stated,
+                    config.format("queries and values", "no checkpointing: the only setting that comes near"),
+                    "compiled layers keep no fp32 copies and make silu(gate) again; keys and values are kept once for each query head, as its code "
+                    "writes them out (torch 2.13's compiler would make them again: 1.5 GiB less, −5.4 %)", program=programs.torchtune),
         Measurement("Llama 3.1 8B full, RTX 4090", "llama-3.1-8b", full, 18.9, "GiB", TORCHTUNE, stated,
                     "paged 8-bit AdamW, stepped inside the backward pass, as in the recipe's config",
-                    "the step inside the backward pass lets go of each gradient at once; averages that are paged stay on the card while there is room",
-                    extra=gradients_let_go),
+                    "the step inside the backward pass lets go of each gradient at once; only the head's, summed over 8 chunks, stands twice; codes of paged "
+                    "averages are no memory of torch's", program=programs.torchtune),
     ]  # fmt: skip
 
 
@@ -114,18 +99,18 @@ def _litgpt() -> list[Measurement]:
     found = []
     stated = "micro-batch {b}, bf16-true, longest example 1304 tokens, trainable parameters given: rank 8 on queries and values"
     assumed = "peak at the longest example, no checkpointing, a LoRA path as PEFT's"
-    old = "bitsandbytes 0.41 kept the input of every 4-bit layer (`ctx.tensors = (A, B)`), later versions do not"
+    lora = "all adapters and logits are bf16 there and no averages exist yet; but norms keep fp32, and the padded adapter keeps x, a mask, and its result"
+    qlora = f"{lora}; bitsandbytes 0.41 kept the input of every 4-bit layer, and decodes the head, which is in 4 bits, too, in fp16 and again in bf16"
     for model, rows in (("llama-2-7b", ((1, 21.30), (2, 29.07))), ("llama-2-13b", ((1, 38.12),))):
         for batch, peak in rows:
             run = dict(method="lora", targets=QV, batch=batch, seq=1304, checkpointing=False, detour="plain")
-            found.append(Measurement(f"{model} LoRA, micro-batch {batch}", model, run, peak, "GB", LITGPT, stated.format(b=batch), assumed,
-                                     "its adapter pads its output to queries, keys and values, and drops out 5 % of x, which keeps a mask"))
+            found.append(Measurement(f"{model} LoRA, micro-batch {batch}", model, run, peak, "GB", LITGPT, stated.format(b=batch), assumed, lora,
+                                     program=programs.litgpt))
     for model, peaks in (("llama-2-7b", (14.14, 13.84)), ("llama-2-13b", (23.14, 22.55))):
         for double, peak in zip((False, True), peaks):
             run = dict(method="qlora", targets=QV, seq=1304, checkpointing=False, detour="plain", double=double)
             name = f"{model} QLoRA, NF4{' with double quantization' if double else ''}"
-            found.append(Measurement(name, model, run, peak, "GB", LITGPT, stated.format(b=1), assumed,
-                                     f"{old}; what is left, about as much again, we cannot explain", extra=inputs_kept))
+            found.append(Measurement(name, model, run, peak, "GB", LITGPT, stated.format(b=1), assumed, qlora, program=programs.litgpt))
     inference = (("llama-2-7b", (13.52, 4.57, 4.26)), ("llama-2-13b", (26.21, 8.32, 7.72)),
                  (CODELLAMA_34B, (None, 20.52, 18.95)), ("llama-2-70b", (None, None, 37.21)))  # fmt: skip
     for model, peaks in inference:
@@ -133,20 +118,25 @@ def _litgpt() -> list[Measurement]:
             if peak is not None:
                 words = "bf16" if not kept else "NF4" + ("" if "double" in kept else " with double quantization")
                 name = model if isinstance(model, str) else model.name
-                found.append(Measurement(f"{name} inference, {words}", model, dict(method="inference", seq=256) | kept, peak, "GB", LITGPT,
-                                         "one A100, bf16-true", "256 tokens in the cache",
-                                         "reserved memory is printed there: with the pieces between blocks, and without the driver's context"))
+                found.append(Measurement(f"{name} inference, {words}", model, dict(method="inference", seq=58) | kept, peak, "GB", LITGPT,
+                                         "one A100, bf16-true", "its default prompt of 8 tokens, 50 new ones",
+                                         "the head is in 4 bits, too, and the prompt decodes it in fp16 and again in bf16; every query head has keys and values in the cache",
+                                         program=programs.litgpt_generates))
     return found
 
 
 def _factory() -> list[Measurement]:
     stated = "LLaMA-2-7B, batch 1, 4 bits, LoRA rank 8 on all linear layers; whole GB"
     assumed = "every row as long as the limit, checkpointing and double quantization, which are its defaults; read from the card"
-    why = "transformers of that time copied the logits once more for the loss; figures are rounded to whole GB"
+    why = "the card shows segments, not tensors: blocks freed by the last step that no request fits, and the ends of 4-bit weights' segments; whole GB are read, ±0.5"
+    order = (
+        f"{why}; 2.0 GB too many are half of one block of fp32 logits, 4.2 GB: whether freed room holds the next such block hangs on the order "
+        "of requests, and ours is of later versions. The peak, 26.4 GB with context, bounds it from below"
+    )
     return [
         Measurement(f"llama-2-7b QLoRA, {seq} tokens", "llama-2-7b",
-                    dict(method="qlora", seq=seq, checkpointing=True), peak, "GB", FACTORY, stated, assumed, why,
-                    counts="card", extra=shifted_logits)
+                    dict(method="qlora", seq=seq, checkpointing=True), peak, "GB", FACTORY, stated, assumed, order if seq == 32768 else why,
+                    counts="card", program=programs.factory)
         for seq, peak in ((1024, 6), (2048, 7), (4096, 9), (8192, 12), (16384, 19), (32768, 32))
     ]  # fmt: skip
 
@@ -174,8 +164,8 @@ def compare(measurement: Measurement) -> Comparison:
     """The prediction for one measurement."""
     budget: Budget = estimate(measurement.model, **measurement.settings)
     predicted = budget.with_context if measurement.counts == "card" else budget.peak_allocated
-    extra = measurement.extra(budget.setup) if measurement.extra else 0
-    return Comparison(measurement, round(measurement.peak * UNITS[measurement.unit]), predicted, predicted + extra)
+    held = sum(measurement.program(budget.setup, predicted).values()) if measurement.program else predicted
+    return Comparison(measurement, round(measurement.peak * UNITS[measurement.unit]), predicted, held)
 
 
 def compared() -> list[Comparison]:
@@ -194,7 +184,7 @@ def table(rows: list[Comparison] | None = None) -> str:
     lines = [f"{'':52} {'measured':>11} {'predicted':>11} {'error':>7} {'explained':>10}"]
     for row in rows or compared():
         m, unit = row.measurement, UNITS[row.measurement.unit]
-        known = f"{row.error_explained:+10.1%}" if m.extra else ""
+        known = f"{row.error_explained:+10.1%}" if m.program else ""
         sign = "≤" if m.bound else " "
         lines.append(f"{m.what:52} {sign}{m.peak:7.2f} {m.unit:3} {row.predicted / unit:7.2f} {m.unit:3} {row.error:+7.1%} {known:>10}  {m.why}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minilora.budget import estimate, measured
+from minilora.budget import estimate, measured, programs
 from tools import readme
 
 ROWS = measured.compared()
@@ -36,11 +36,44 @@ def test_a_prediction_is_the_estimate_and_its_error_is_relative_to_the_measureme
     assert card.predicted == estimate(card.measurement.model, **card.measurement.settings).with_context
 
 
-def test_runs_that_are_stated_in_full_are_within_eight_percent_and_no_explained_one_is_off_by_more_than_fifteen():
-    plain = [row for row in ROWS if row.measurement.extra is None and not row.measurement.bound]
-    assert len(plain) >= 10 and all(abs(row.error) < 0.08 for row in plain)
-    assert all(abs(row.error_explained) < 0.15 for row in ROWS)
-    assert measured.mean_error(ROWS, explained=True) < 0.07 < 0.12 > measured.mean_error(ROWS)
+def test_with_its_own_program_every_row_is_within_three_percent_or_says_in_bytes_what_is_left():
+    counted = [row for row in ROWS if not row.measurement.bound]
+    assert all(row.measurement.program is not None for row in counted)
+    assert measured.mean_error(ROWS, explained=True) < 0.012 < 0.11 > measured.mean_error(ROWS)
+    off = {row.measurement.what: row for row in counted if abs(row.error_explained) > 0.03}
+    assert set(off) == {"llama-2-7b QLoRA, 16384 tokens", "llama-2-7b QLoRA, 32768 tokens"}
+    assert abs(off["llama-2-7b QLoRA, 16384 tokens"].error_explained) < 0.032  # 0.09 GB above what is read as 19
+    last = off["llama-2-7b QLoRA, 32768 tokens"]
+    assert abs(last.error_explained) < 0.063 and f"{(last.explained - last.measured) / 1e9:.1f} GB too many" in last.measurement.why
+    assert not any("cannot explain" in row.measurement.why for row in ROWS)
+
+
+def test_litgpts_rows_are_within_one_and_a_half_percent_and_its_inference_within_half_a_percent():
+    rows = [row for row in ROWS if row.measurement.source == measured.LITGPT]
+    assert len(rows) == 16
+    for row in rows:
+        assert abs(row.error_explained) < (0.006 if "inference" in row.measurement.what else 0.015), row.measurement.what
+
+
+def test_what_a_program_held_is_told_part_by_part():
+    for row in ROWS:
+        m = row.measurement
+        if m.program:
+            parts = m.program(estimate(m.model, **m.settings).setup, row.predicted)
+            assert len(parts) >= 2 and all(size >= 0 for size in parts.values()) and sum(parts.values()) == row.explained
+
+
+def test_the_words_about_torchtunes_settings_are_what_the_forms_give():
+    """Offloading, and keys and values written out for each head, were chosen; the other choices are told with their errors."""
+    row = {row.measurement.what: row for row in ROWS}
+    first, third = (row[f"Llama 3.1 8B LoRA, {card}"] for card in ("RTX 4090", "A6000"))
+    setup = estimate("llama-3.1-8b", **first.measurement.settings).setup
+    on_card = sum(programs.torchtune(setup).values()) / first.measured - 1
+    assert f"on the card: {100 * on_card:+.1f} %" in first.measurement.why
+    shape = setup.shape
+    less = 4 * setup.tokens * (shape.query - shape.key) * shape.layers
+    again = f"{100 * ((third.explained - less) / third.measured - 1):+.1f} %".replace("-", "−")
+    assert f"{less / 2**30:.1f} GiB less, {again}" in third.measurement.why
 
 
 def test_limits_count_in_no_mean_and_are_marked():
