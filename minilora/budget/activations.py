@@ -155,7 +155,11 @@ def _fused(t: Tape, x: Value, each: Linear, rows: str, sides: tuple[str, str]) -
 
 
 def _detour(t: Tape, x: Value, y: Value, each: Linear, rows: str, sides: tuple[str, str]) -> Value:
-    """y + ((x Aᵀ) Bᵀ) · s as autograd records it: x in fp32, or under autocast cast there and back, a copy for each layer."""
+    """y + ((x Aᵀ) Bᵀ) · s as autograd records it: x in fp32, or under autocast cast there and back, a copy for each layer.
+
+    7B over 4 bits, rank 8 on queries and values, B = 1, S = 512: 6.34 GiB; `_fused` 5.97. Were both given one copy of x in fp32, as by norms
+    that PEFT's prepare_model_for_kbit_training keeps in fp32, one vector N·h in 16 bits more than `_fused` in each layer: 6.09 (tests/parity).
+    """
     setup, c, r = t.setup, t.setup.product, t.setup.rank
     inner = c if setup.autocast else 4
     x = t.cast(t.cast(x, 4), inner)

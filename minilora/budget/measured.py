@@ -131,7 +131,7 @@ def _factory() -> list[Measurement]:
     why = "the card shows segments, not tensors: blocks freed by the last step that no request fits, and the ends of 4-bit weights' segments; whole GB are read, ±0.5"
     order = (
         f"{why}; 2.0 GB too many are half of one block of fp32 logits, 4.2 GB: whether freed room holds the next such block hangs on the order "
-        "of requests, and ours is of later versions. The peak, 26.4 GB with context, bounds it from below"
+        "of requests, and ours is of later versions; or the card's GiB were written as GB (ours: 31.7 GiB), which shorter rows do not bear out"
     )
     return [
         Measurement(f"llama-2-7b QLoRA, {seq} tokens", "llama-2-7b",
