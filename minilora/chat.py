@@ -83,7 +83,7 @@ def reply(
     try:
         model.generate(torch.tensor([ids], device=device), min(max_new, limit - len(ids)), stop=stops, on_token=on_token, **sampling)
     except _Stopped:
-        pass
+        return stream.shown  # without the first bytes of a character that will not come
     return stream.finish()
 
 
