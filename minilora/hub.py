@@ -159,7 +159,7 @@ def require_room(folder: Path, method: str, device: str, free: int | None = None
 
     def needed(way: str) -> int:
         half = way != "full" and compute_dtype(device).itemsize == 2
-        setup = make(folder, method=way, precision="bf16" if half else "fp32", library="transformers", device=device.partition(":")[0])
+        setup = make(folder, method=way, precision="bf16" if half else "fp32", library="transformers", device=device.partition(":")[0], rank=1)
         return sum(part.bytes for part in weights(setup).values())
 
     if needed(method) <= free:

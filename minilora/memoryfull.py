@@ -34,7 +34,9 @@ def asked(error: BaseException) -> str:
     if found is None:
         return ""
     number, unit = found.groups()
-    return f"{int(number) / 1e9:.2f} GB" if unit == "bytes" else f"{number} {unit}"
+    if unit != "bytes":
+        return f"{number} {unit}"
+    return f"{int(number) / 1e9:.2f} GB" if int(number) >= 1e9 else f"{int(number) / 1e6:.1f} MB"
 
 
 def release(error: BaseException) -> None:

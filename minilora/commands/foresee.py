@@ -116,9 +116,9 @@ def after_full(settings: dict, folder: Path, device: str, rows: list, run) -> st
     except Exception:  # as in `warn`
         takes = [""] * len(changes)
     same = " or ".join(option + figure for (_, option), figure in zip(changes, takes))
-    again = f"minilora finetune --out {run.path} --resume goes on after step {run.last_step()}" if run.found() else "type the command again"
+    again = f"go on after step {run.last_step()} by minilora finetune --out {run.path} --resume" if run.found() else "type the command again with"
     other = "a smaller --seq" + ("" if settings["method"] == "qlora" else ", --method qlora")
-    return f"{again}, with {same} if you like; {other} or a smaller --model begins a new run" if same else f"{again}; {other} or a smaller --model begins a new run"
+    return f"{again} {same}".strip() + f"; {other} or a smaller --model begins a new run"
 
 
 def figures(settings: dict, folder: Path, device: str, longest: int, changes: list[dict]) -> list[str]:
@@ -127,8 +127,8 @@ def figures(settings: dict, folder: Path, device: str, longest: int, changes: li
     from ..budget.table import decimal
 
     setup, beside = setup_of(settings, folder, device, longest), 0 if device.startswith("cuda") else LIBRARIES
-    before = decimal(estimate(setup).with_context + beside)
-    return [f" (about {decimal(estimate(setup, **change).with_context + beside)} in place of {before})" for change in changes]
+    before = estimate(setup).with_context + beside
+    return [f" (about {decimal(estimate(setup, **change).with_context + beside, before)} in place of {decimal(before)})" for change in changes]
 
 
 def warn(settings: dict, folder: Path, device: str, rows: list) -> None:

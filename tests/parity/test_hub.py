@@ -8,11 +8,12 @@ computed there and not here), which AdamW, dividing by √v, can make larger fro
 
 import pytest
 import torch
+from llama_folders import EOS, LLAMA3, rows, write
+from safetensors.torch import load_file
 
 from minilora import hub, lora
 from minilora.llama import Llama
 from minilora.scoring import evaluate_loss
-from minilora.text import IGNORE
 from minilora.train import fit
 
 transformers = pytest.importorskip("transformers")
@@ -21,8 +22,6 @@ pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TOLERANCE = 2e-5
-VOCABULARY, EOS = 96, 2
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 FOLDERS = {  # name -> (fields of config.json, type of the weights, bytes in a shard)
     "llama 2": ({}, torch.float32, None),
     "llama 3, scaled": ({"num_key_value_heads": 2, "rope_parameters": LLAMA3}, torch.float32, None),
@@ -45,27 +44,20 @@ def make(tmp_path_factory):
     def folder(name):
         if name not in made:
             fields, dtype, shard = FOLDERS[name]
-            plain = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-                         vocab_size=VOCABULARY, max_position_embeddings=64, initializer_range=0.15, bos_token_id=1, eos_token_id=EOS)  # fmt: skip
-            torch.manual_seed(len(made))
-            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**plain | fields))
-            for key, parameter in model.named_parameters():
-                if key.endswith("bias"):
-                    torch.nn.init.normal_(parameter, std=0.1)
-            made[name] = tmp_path_factory.mktemp("llama")
-            model.to(dtype).save_pretrained(made[name], **{"max_shard_size": shard} if shard else {})
+            made[name] = write(tmp_path_factory.mktemp("llama"), fields, dtype, shard, seed=len(made))
         return made[name]
 
     return folder
 
 
-def rows(count, seed):
-    """Questions and answers of unequal length; only answers are learned, with their EOS."""
-    dice, found = torch.Generator().manual_seed(seed), []
-    for i in range(count):
-        ids = torch.randint(3, VOCABULARY, (9 + i % 5,), generator=dice).tolist() + [EOS]
-        found.append((ids, [IGNORE] * 4 + ids[4:]))
-    return found
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_folder_is_what_its_name_says(make, name):
+    fields, dtype, shard = FOLDERS[name]
+    config, files = transformers.LlamaConfig.from_pretrained(make(name)), sorted(make(name).glob("*.safetensors"))
+    assert len(files) > 3 if shard else len(files) == 1
+    state = {key: tensor for file in files for key, tensor in load_file(file).items()}
+    assert {tensor.dtype for tensor in state.values()} == {dtype} and ("lm_head.weight" in state) != bool(fields.get("tie_word_embeddings"))
+    assert all(getattr(config, key) == value for key, value in fields.items()) and any("bias" in key for key in state) == ("biased" in name)
 
 
 TRAIN, VALID = rows(12, 0), rows(6, 1)

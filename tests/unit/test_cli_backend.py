@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minilora.cli import main
 from minilora.text import Tokenizer, encode_prompt
@@ -106,6 +107,55 @@ def test_the_adapter_answers_alike_in_both(runs, tiny_folder, method):
     ids = torch.tensor([encode_prompt("say ccc", Tokenizer.from_pretrained(tiny_folder))])
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "int8"])
+def test_merge_writes_what_the_libraries_trained(runs, tiny_folder, data, tmp_path, method):
+    """A plain folder, read by transformers, that answers as PEFT's model does (in train mode, where int8 rounds no activations)."""
+    from transformers import AutoModelForCausalLM
+
+    from minilora import hub
+
+    assert main(["merge", "--model", str(tiny_folder), "--adapter", str(runs / f"{method}-peft"), "--out", str(tmp_path / "merged"), "--data", str(data)]) == 0
+    base = hub.load(tiny_folder, method, device="cpu")
+    theirs = hub.load_adapter(base, runs / f"{method}-peft").train()
+    merged, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), torch.tensor([[1, 3, 20, 40, 9, 4]])
+    with torch.no_grad(), theirs.disable_adapter():
+        bare = theirs(ids).logits
+    with torch.no_grad():
+        found, wanted = merged(ids).logits, theirs(ids).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE)
+    assert (found - bare).abs().max() > 1000 * TOLERANCE, "the adapter says too little for the comparison to mean anything"
+
+
+@pytest.fixture(scope="module")
+def four(tiny_folder, tmp_path_factory):
+    """The base in 4 bits, as transformers and bitsandbytes write it, with its tokenizer."""
+    from minilora import hub
+    from minilora.commands.merge import copy_tokenizer
+
+    folder = tmp_path_factory.mktemp("four")
+    hub.save_model(hub.load(tiny_folder, "qlora", device="cpu"), folder)
+    copy_tokenizer(tiny_folder, folder)
+    return folder
+
+
+def test_over_a_folder_that_is_in_4_bits_already(capsys, runs, four, tiny_folder, data, tmp_path):
+    """The same answers as over the folder that was packed while loading; and where it cannot be, one line that says how."""
+    adapter = ["--adapter", str(runs / "qlora-peft")]
+    for command in (["evaluate", "--data", str(data)], ["generate", "--prompt", "say ccc", "--max-new", "5"]):
+        said = []
+        for base in (["--model", str(tiny_folder)], ["--model", str(four), "--code", "none"]):
+            capsys.readouterr()
+            assert main([*command, *base, *adapter]) == 0
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1] != ""
+        assert "4 bits already; use --code none" in complaint(capsys, *command, "--model", four, *adapter)
+    for name, base in (("one", ["--model", str(tiny_folder)]), ("two", ["--model", str(four), "--code", "none"])):
+        assert main(["merge", *base, *adapter, "--out", str(tmp_path / name)]) == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert "take the unquantized model" in complaint(capsys, "finetune", "--model", four, "--data", data, "--out", tmp_path / "none", "--backend", "peft", "--method", "lora")
 
 
 def test_the_tokenizer_is_the_folders(tiny_folder):

@@ -1,28 +1,20 @@
-"""Killed with SIGKILL anywhere, also in the middle of a save, and resumed: the same bytes as the run left alone."""
+"""Killed with SIGKILL anywhere, also in the middle of a save, and resumed: the same bytes as the run left alone, in both backends."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import sys
 
 import pytest
+from processes import context, finish, metrics, start
 
 from minilora.cli import main
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL") or sys.platform == "win32", reason="needs SIGKILL and fork")
 
 STEPS = 16
-
-
-def context():
-    """Children forked from a server that has torch loaded already: a start costs milliseconds, and a kill is a real kill."""
-    forkserver = multiprocessing.get_context("forkserver")
-    ours = ["commands.finetune", "train", "qlora", "lora", "checkpoint", "sampling"]
-    theirs = ["torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "tqdm.auto", "tokenizers", "jinja2.sandbox"]
-    forkserver.set_forkserver_preload([f"minilora.{name}" for name in ours] + theirs)
-    return forkserver
+BACKENDS = {"minilora": [], "peft": ["--backend", "peft", "--precision", "fp16"]}  # with a loss scale to keep
 
 
 def count_and_kill(out, fatal):
@@ -41,40 +33,32 @@ def count_and_kill(out, fatal):
     return lambda: seen
 
 
-def child(argv, fatal=None, report=None):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-    sys.stdout = open(os.devnull, "w")
+def work(argv, fatal=None, report=None):
     counted = count_and_kill(argv[argv.index("--out") + 1], fatal) if fatal is not None else None
     code = main(argv)
     if report is not None:
         report.put(counted())
-    sys.exit(code)
+    return code
 
 
 def command(world, out, resume=True):
-    tiny, data = world
+    tiny, data, more = world
     argv = ["finetune", "--model", str(tiny), "--data", str(data), "--out", str(out), "--steps", str(STEPS), "--save-every", "2"]
-    argv += ["--dropout", "0.1", "--batch", "4", "--lr", "1e-2", "--eval-every", "7", "--accumulate", "2"]
+    argv += ["--dropout", "0.1", "--batch", "4", "--lr", "1e-2", "--eval-every", "7", "--accumulate", "2", *more]
     return [*argv, "--resume"] if resume else argv
 
 
-@pytest.fixture(scope="module")
-def world(tiny_folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=BACKENDS)
+def world(request, tiny_folder, tmp_path_factory):
+    """(model, data, the backend's options)"""
+    for library in ("transformers", "peft", "bitsandbytes") if request.param == "peft" else ():
+        pytest.importorskip(library)
     folder = tmp_path_factory.mktemp("world") / "data"
     folder.mkdir()
     lines = [json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n" for i, c in enumerate("abcdefghij" * 3)]
     for split in ("train", "valid"):
         (folder / f"{split}.jsonl").write_text("".join(lines))
-    return tiny_folder, folder
-
-
-def run(argv, **more):
-    process = context().Process(target=child, args=(argv,), kwargs=more)
-    process.start()
-    return process
+    return tiny_folder, folder, BACKENDS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +66,8 @@ def alone(world, tmp_path_factory):
     """The adapter of a run that nobody disturbed, its metrics, and its number of file operations."""
     out = tmp_path_factory.mktemp("alone") / "run"
     report = context().SimpleQueue()
-    process = run(command(world, out, resume=False), fatal=-1, report=report)
-    process.join()
-    assert process.exitcode == 0
+    assert finish(work, command(world, out, resume=False), -1, report) == 0
     return (out / "adapter_model.safetensors").read_bytes(), metrics(out), report.get()
-
-
-def metrics(out):
-    """The lines of metrics.jsonl without the clock."""
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
 def assert_same(out, alone):
@@ -101,18 +77,14 @@ def assert_same(out, alone):
 
 
 def killed_then_resumed(world, out, alone, fatal):
-    process = run(command(world, out, resume=False), fatal=fatal)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    process = run(command(world, out))
-    process.join()
-    assert process.exitcode == 0
+    assert finish(work, command(world, out, resume=False), fatal) == -signal.SIGKILL
+    assert finish(work, command(world, out)) == 0
     assert_same(out, alone)
 
 
 def test_killed_at_file_operations(world, alone, tmp_path):
     """Each a moment in which something is half-done: a fixed sample of them here, many more in the slow test."""
-    for fatal in random.Random(1).sample(range(1, alone[2] + 1), 6):
+    for fatal in random.Random(1).sample(range(1, alone[2] + 1), 3 if world[2] else 6):
         killed_then_resumed(world, tmp_path / str(fatal) / "run", alone, fatal)
 
 
@@ -122,6 +94,7 @@ def test_killed_at_every_third_file_operation(world, alone, tmp_path):
         killed_then_resumed(world, tmp_path / str(fatal) / "run", alone, fatal)
 
 
+@pytest.mark.parametrize("world", ["minilora"], indirect=True)
 def test_killed_twenty_times_at_random_moments(world, alone, tmp_path):
     """One run is killed and resumed again and again; when it gets to its end it must be the same, and the next one begins."""
     dice = random.Random(2)
@@ -130,7 +103,7 @@ def test_killed_twenty_times_at_random_moments(world, alone, tmp_path):
         number += 1
         out = tmp_path / str(number) / "run"
         while True:
-            process = run(command(world, out, resume=out.exists()))
+            process = start(work, command(world, out, resume=out.exists()))
             process.join(timeout=dice.uniform(0.05, 0.6))
             if process.exitcode is None and kills < 20:
                 process.kill()
