@@ -5,8 +5,9 @@ How it works: the options are named as `finetune`'s where both have them, but mo
 --library, --gpu; --method mixed, full-bf16, inference) and the defaults differ: one row at once, checkpointing, transformers' Llama on a
 card, where `finetune` takes 16 rows, no checkpointing and our Llama. Advice that only this command can follow is marked. `minilora.budget`
 counts, this file prints. With `--gpu` it says whether the card holds the run and what to change if not, and gives a lower bound of the
-time, or of inference the tokens a second; without, it names the smallest card of the catalogue that does.
-What it leaves out: running anything; several cards.
+time, or of inference the tokens a second; without, it names the smallest card of the catalogue that does. How long the run is, says
+`--steps`, or `--examples` and `--epochs`; `--devices` cards share its rows, each with the whole model.
+What it leaves out: running anything; several cards that share a model, and what cards send one another.
 Where numerics differ: see `minilora.budget`; here numbers are only rounded to be read.
 """
 
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict, dataclass
 
 from ..errors import MiniloraError
 
 ONLY_HERE = ("optimizer", "foreach", "attention")  # settings for which `finetune` has no option
 UTILISATION = 0.4  # of the roofline; what well-made training loops reach
+DECODING = 0.6  # the same of inference: `compute.DECODING`, which is not read before it is needed
+STEPS = 300
 PLAIN = ("method", "rank", "targets", "batch", "seq", "checkpointing", "optimizer", "precision", "attention", "code", "device", "library")  # as in Setup
 
 
@@ -46,7 +50,11 @@ def add_arguments(parser) -> None:
     add("--device", default="cuda", help="cuda or cpu (default cuda)")
     add("--fused", action="store_true", help="AdamW in one kernel instead of foreach: one parameter-sized temporary less")
     add("--gpu", help="a card such as T4, 'RTX 4090', A100: does it hold the run, and if not, what to change")
-    add("--steps", type=int, default=300, help="updates, for time and cost of training (default 300)")
+    add("--steps", type=int, help=f"updates, for time and cost of training (default {STEPS}, where no --examples are given)")
+    add("--examples", type=int, help="rows of the data, in place of --steps")
+    add("--epochs", type=float, help="how often all examples are seen (default 1)")
+    add("--devices", type=int, help="cards that share the rows of an update, each with the whole model; --batch is of each (default 1)")
+    add("--utilisation", type=float, help=f"share of the card's bound that the run reaches (default {UTILISATION}; for inference {DECODING}, as in minilora.budget.compute)")
     add("--explain", action="store_true", help="the formula behind each number")
     add("--json", action="store_true", help="print everything as JSON")
     add("--picture", metavar="FILE", help="draw the parts beside the cards' memory: a .svg or a .png")
@@ -120,42 +128,88 @@ def without_card(told) -> str:
     return f"the smallest card that holds it: {card.name}, {decimal(card.usable)} usable; --gpu NAME asks for another"
 
 
-def plan_of(found, steps: int):
-    """The time of `steps` updates of the run as asked or, if only changes make it fit, of the changed run; None if nothing does."""
+@dataclass(frozen=True)
+class Length:
+    """How long a run is and how fast: updates, or examples for so many epochs, on so many cards, at which share of the bound."""
+
+    steps: int = STEPS
+    examples: int | None = None
+    epochs: float = 1
+    devices: int = 1
+    utilisation: float | None = None
+
+    def rows(self, batch: int) -> int:
+        """Rows of the data, where `batch` of them are on each card in each update."""
+        return self.examples or self.steps * batch * self.devices
+
+    def told(self, plan) -> str:
+        """The run's length in words: "300 steps", or the examples and what follows from them."""
+        steps = f"{plan.updates:,} steps"
+        if self.examples:
+            steps += f" ({self.examples:,} examples{f' × {self.epochs:g} epochs' if self.epochs != 1 else ''})"
+        return steps + (f" on {self.devices} cards" if self.devices > 1 else "")
+
+
+def length_of(args) -> Length:
+    """The options that say how long. Raises MiniloraError for those that cannot be, or tell nothing here."""
+    asked = {name: getattr(args, name) for name in ("steps", "examples", "epochs", "devices", "utilisation") if getattr(args, name) is not None}
+    for name in ("steps", "examples", "devices"):
+        if asked.get(name, 1) < 1:
+            raise MiniloraError(f"--{name} is {asked[name]}; give 1 or more")
+    if not 0 < asked.get("epochs", 1) < float("inf"):
+        raise MiniloraError(f"--epochs is {asked['epochs']:g}; give a number above 0")
+    if not 0 < asked.get("utilisation", 1) <= 1:
+        raise MiniloraError(f"--utilisation is {asked['utilisation']:g}; give a share above 0 and at most 1, such as {UTILISATION}")
+    if "steps" in asked and "examples" in asked:
+        raise MiniloraError("--steps and --examples both say how long the run is; leave one of them out")
+    if "epochs" in asked and "examples" not in asked:
+        raise MiniloraError("--epochs counts how often all examples are seen; say how many with --examples")
+    for name in asked:
+        if name != "steps" and not args.gpu:
+            raise MiniloraError(f"--{name} is for time and cost, which depend on the card; add --gpu NAME")
+        if args.method == "inference" and name not in ("steps", "utilisation"):
+            raise MiniloraError(f"--{name} is for training; --method inference is told in tokens a second")
+    return Length(**asked)
+
+
+def plan_of(found, length: Length):
+    """The time of the run as asked or, if only changes make it fit, of the changed run; None if nothing does."""
     from ..budget import compute
 
     if found.fitting is None:
         return None
-    rows = found.fitting.setup.batch
-    return compute.plan(found.fitting.setup, found.card, steps * found.budget.setup.batch, accumulate=max(1, found.budget.setup.batch // rows), utilisation=UTILISATION)
+    asked, rows = found.budget.setup.batch, found.fitting.setup.batch
+    return compute.plan(found.fitting.setup, found.card, length.rows(asked), length.epochs, max(1, asked // rows), length.devices, length.utilisation or UTILISATION)
 
 
-def time_line(found, steps: int) -> str:
+def time_line(found, length: Length) -> str:
     """A bound of the time and, where the catalogue has a price, of the cost."""
-    plan, card = plan_of(found, steps), found.card
+    plan, card = plan_of(found, length), found.card
     changed = "" if found.fits else "so changed, "
-    text = f"{changed}{steps:,} steps: {duration(plan.seconds)} at {100 * UTILISATION:.0f} % of the card's {plan.bound} bound, {duration(plan.step_seconds)} a step"
+    share = f"at {100 * (length.utilisation or UTILISATION):.3g} % of the card's {plan.bound} bound"
+    text = f"{changed}{length.told(plan)}: {duration(plan.seconds)} {share}, {duration(plan.step_seconds)} a step"
+    if length.devices > 1:
+        text += "; what the cards send one another is not counted"
     if plan.cost is None:
         return text + "; the catalogue has no price for it"
     low, high = plan.cost
     return text + f"; ${low:,.2f} to ${high:,.2f} at prices of {card.price.date} ({card.price.source})"
 
 
-def pace_of(found) -> float | None:
+def pace_of(found, length: Length) -> float | None:
     """Tokens a second of inference on the card, all rows together; None if it does not fit whatever is changed."""
     from ..budget import compute
 
-    return compute.decode_rate(found.fitting.setup, found.card) if found.fitting else None
+    return compute.decode_rate(found.fitting.setup, found.card, length.utilisation or compute.DECODING) if found.fitting else None
 
 
-def pace_line(found) -> str:
+def pace_line(found, length: Length) -> str:
     """Tokens a second: of inference, the time that matters."""
-    from ..budget.compute import DECODING
-
     setup = found.fitting.setup
     changed = "" if found.fits else "so changed, "
     rows = f" in all {setup.batch} rows together" if setup.batch > 1 else ""
-    return f"{changed}about {told_rate(pace_of(found))} tokens a second{rows}, at {100 * DECODING:.0f} % of the card's bandwidth: weights and the cache of {setup.seq:,} tokens are read for each"
+    share = f"at {100 * (length.utilisation or DECODING):.3g} % of the card's bandwidth"
+    return f"{changed}about {told_rate(pace_of(found, length))} tokens a second{rows}, {share}: weights and the cache of {setup.seq:,} tokens are read for each"
 
 
 def told_rate(rate: float) -> str:
@@ -171,10 +225,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
-def as_json(told, card, steps: int) -> dict:
+def as_json(told, card, length: Length) -> dict:
     """Everything that the text says, and more: bytes, formulas, moments, the card's verdict and the time."""
-    from dataclasses import asdict
-
     from ..budget.advice import advise
 
     found = {**told.to_dict(), "notes": told_notes(told)}
@@ -182,29 +234,24 @@ def as_json(told, card, steps: int) -> dict:
         advised = advise(told.setup, card)
         changes = [{"option": flag(change.settings), "text": change.text, "saves": change.saves, "finetune": not only_here(change.settings)} for change in advised.combination or []]
         found["gpu"] = {**asdict(card), "need": advised.need, "fits": advised.fits, "free": advised.room - advised.need, "advice": changes, "notes": advised.notes}
-        found["time"] = time_of(advised, steps)
+        found["time"] = time_of(advised, length)
     return found
 
 
-def time_of(advised, steps: int) -> dict | None:
+def time_of(advised, length: Length) -> dict | None:
     """The time as JSON: of a training run its plan, of inference the tokens a second."""
-    from dataclasses import asdict
-
-    from ..budget.compute import DECODING
-
     if advised.fitting is None:
         return None
     if not advised.budget.setup.trains:
-        return {"tokens_per_second": pace_of(advised), "bound": "bandwidth", "utilisation": DECODING}
-    return {**asdict(plan_of(advised, steps)), "utilisation": UTILISATION}
+        return {"tokens_per_second": pace_of(advised, length), "bound": "bandwidth", "utilisation": length.utilisation or DECODING}
+    told = {**asdict(plan_of(advised, length)), "utilisation": length.utilisation or UTILISATION, "devices": length.devices}
+    return told | ({"examples": length.examples, "epochs": length.epochs} if length.examples else {})
 
 
 def answer(args) -> tuple:
     """(budget, card or None) of the options. Raises MiniloraError for what cannot be."""
     from .. import budget
 
-    if args.steps < 1:
-        raise MiniloraError(f"--steps is {args.steps}; give 1 or more")
     card = budget.catalog.gpu(args.gpu) if args.gpu else None
     if card and args.device == "cpu":
         raise MiniloraError(f"--gpu {args.gpu} asks of a card and --device cpu of a processor; leave one of them out")
@@ -219,6 +266,7 @@ def run(args) -> int:
     from ..budget import table
     from ..budget.advice import advise
 
+    length = length_of(args)
     told, card = answer(args)
     if args.picture:
         from ..budget import picture
@@ -226,7 +274,7 @@ def run(args) -> int:
 
         picture.write(told, args.picture, HUES, [card] if card else [])
     if args.json:
-        print(json.dumps(as_json(told, card, args.steps), indent=1, ensure_ascii=False))
+        print(json.dumps(as_json(told, card, length), indent=1, ensure_ascii=False))
         return 0
     print(table.headline(told))
     print(table.table(told, args.explain, card))
@@ -234,7 +282,7 @@ def run(args) -> int:
         print(f"note: {note}")
     if card:
         found = advise(told.setup, card)
-        print("\n".join([*verdict(found), *([time_line(found, args.steps) if told.setup.trains else pace_line(found)] if found.fitting else [])]))
+        print("\n".join([*verdict(found), *([time_line(found, length) if told.setup.trains else pace_line(found, length)] if found.fitting else [])]))
     elif told.setup.device == "cuda":
         print(without_card(told))
     if args.picture:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from minilora import budget, machine
-from minilora.budget import catalog
+from minilora.budget import catalog, compute
 from minilora.budget.table import GB, binary, decimal
 from minilora.cli import main
 from minilora.commands import budget as command
@@ -184,6 +184,29 @@ def test_time_is_told_as_people_do(seconds, text):
     assert command.duration(seconds) == text
 
 
+def test_examples_epochs_and_cards_give_updates_time_and_cost(capsys):
+    argv = [*SEVEN, "--gpu", "H100", "--batch", "4", "--examples", "1001", "--epochs", "3", "--devices", "2", "--utilisation", "0.2"]
+    found, text = json.loads(said(capsys, *argv, "--json"))["time"], said(capsys, *argv)
+    assert found["updates"] == 3 * 126  # ⌈1001 / (4 rows · 2 cards)⌉ for each epoch
+    assert "378 steps (1,001 examples × 3 epochs) on 2 cards" in text and "at 20 % of" in text and "send one another is not counted" in text
+    assert (found["examples"], found["epochs"], found["devices"], found["utilisation"]) == (1001, 3, 2, 0.2)
+    half = json.loads(said(capsys, *SEVEN, "--gpu", "H100", "--batch", "4", "--steps", "378", "--json"))["time"]
+    assert found["step_seconds"] == pytest.approx(2 * half["step_seconds"])  # half the utilisation of the default
+    assert found["cost"] == pytest.approx([2 * 2 * price for price in half["cost"]])  # twice as long on twice as many
+
+
+def test_steps_on_several_cards_are_as_many_and_take_as_long(capsys):
+    one, four = (json.loads(said(capsys, *SEVEN, "--gpu", "T4", "--steps", "50", "--devices", cards, "--json"))["time"] for cards in ("1", "4"))
+    assert one["updates"] == four["updates"] == 50 and one["seconds"] == four["seconds"] and "examples" not in one
+
+
+def test_inference_reaches_the_share_that_is_asked_for(capsys):
+    argv = ["--model", "llama-7b", "--method", "inference", "--gpu", "RTX 4090", "--json"]
+    usual, asked = (json.loads(said(capsys, *argv, *more))["time"] for more in ([], ["--utilisation", "0.3"]))
+    assert usual["utilisation"] == compute.DECODING == command.DECODING and asked["utilisation"] == 0.3
+    assert asked["tokens_per_second"] == pytest.approx(usual["tokens_per_second"] / 2)
+
+
 def test_prices_carry_their_date(capsys):
     assert re.search(r"\$[\d.]+ to \$[\d.]+ at prices of March 2026", said(capsys, *SEVEN, "--gpu", "H100"))
 
@@ -194,6 +217,12 @@ def test_prices_carry_their_date(capsys):
 @pytest.mark.parametrize("argv, message", [
     (["--model", "lama-7b"], "unknown model 'lama-7b'.*llama-7b"), (["--gpu", "T5"], "unknown GPU 'T5'.*T4"), (["--batch", "0"], "batch is 0.*at least 1"),
     (["--rank", "257"], "rank 257 is above .* at most 128"), (["--rank", "0"], "rank is 0"), (["--seq", "0"], "seq is 0"), (["--steps", "0"], "--steps is 0"),
+    (["--gpu", "T4", "--examples", "0"], "--examples is 0.*1 or more"), (["--gpu", "T4", "--devices", "-1"], "--devices is -1.*1 or more"),
+    (["--gpu", "T4", "--examples", "9", "--epochs", "0"], "--epochs is 0.*above 0"), (["--gpu", "T4", "--examples", "9", "--epochs", "nan"], "--epochs is nan"),
+    (["--gpu", "T4", "--utilisation", "1.5"], "--utilisation is 1.5.*at most 1"), (["--gpu", "T4", "--utilisation", "nan"], "--utilisation is nan"),
+    (["--gpu", "T4", "--steps", "9", "--examples", "9"], "--steps and --examples .*leave one"), (["--gpu", "T4", "--epochs", "2"], "--epochs .*--examples"),
+    (["--examples", "9"], "--examples .*add --gpu NAME"), (["--utilisation", "0.3"], "--utilisation .*add --gpu NAME"),
+    (["--gpu", "T4", "--method", "inference", "--devices", "2"], "--devices is for training"),
     (["--method", "qlra"], "'qlra'.*qlora"), (["--targets", "q_prj"], "'q_prj'.*q_proj"), (["--optimizer", "adamw8"], "'adamw8'.*adamw8bit"),
     (["--precision", "bf61"], "'bf61'.*bf16"), (["--picture", "budget.gif"], "budget.gif.*svg"), (["--bathc", "1"], "--bathc.*--help"),
     (["--gpu", "T4", "--device", "cpu"], "--gpu T4 .* --device cpu .*leave one"), (["--model", "tests"], "tests|config.json"), (["--model", "mt0-large"], "mt0-large is no Llama.*inference"), (["--picture", "/proc/budget.svg"], "cannot write"),
