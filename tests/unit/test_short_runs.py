@@ -21,7 +21,7 @@ def _script(name: str):
 
 
 short_runs = _script("short_runs")
-taste, placement = _script("taste"), _script("placement")
+taste, placement, sweeps = _script("taste"), _script("placement"), _script("sweeps")
 CARD = {"response": '{"who": "Verra", "what": "the iron skate", "where": "the jail"}'}
 
 
@@ -64,3 +64,47 @@ def test_the_shipped_tables_are_whole_and_of_the_shipped_base(name, recipes):
     assert {"cpus", "system", "processor", "threads"} <= set(told["machine"]) and told["date"] and told["command"]
     for run in told["runs"]:
         assert len(run["loss"]) == run["steps"] and 0 <= run["exact"] <= run["asked"]
+
+
+@pytest.mark.parametrize("rank", sweeps.SHAPES)
+def test_small_models_have_as_many_numbers_as_lora_of_their_rank_trains(rank):
+    config = json.loads((data_folder() / "base" / "config.json").read_text())
+    h, f, kv = config["hidden_size"], config["intermediate_size"], config["num_key_value_heads"] * config["head_dim"]
+    trained = config["num_hidden_layers"] * rank * (2 * (h + h) + 2 * (h + kv) + 3 * (h + f))
+    small = sum(p.numel() for p in short_runs.smaller(sweeps.SHAPES[rank]).parameters())
+    assert abs(small / trained - 1) < 0.004
+
+
+def test_each_rank_gets_the_rate_that_did_best_at_the_nearest_tried_rank():
+    tried = [{"task": "style", "method": "lora", "rank": rank, "lr": lr, "valid_loss": loss}
+             for rank, lr, loss in ((1, 1e-3, 0.5), (1, 2e-3, 0.4), (8, 1e-3, 0.2), (8, 2e-3, 0.3), (64, 1e-3, 0.9), (64, 2e-3, 0.1))]
+    assert [sweeps.best(tried, "style", "lora", rank) for rank in (1, 2, 4, 8, 32, 64)] == [2e-3, 2e-3, 1e-3, 1e-3, 2e-3, 2e-3]
+    with pytest.raises(ValueError):
+        sweeps.best(tried, "style", "full")
+
+
+def test_shares_of_an_update_are_those_of_a_planted_one():
+    """An update that lies in LoRA's columns and rows is wholly inside; one beside them is not inside at all."""
+    import torch
+
+    torch.manual_seed(0)
+    Q, _ = torch.linalg.qr(torch.randn(12, 12))
+    P, _ = torch.linalg.qr(torch.randn(9, 9))
+    delta = Q[:, :2] @ torch.diag(torch.tensor([3.0, 1.0])) @ P[:, :2].T
+    within, beside = Q[:, :2] @ torch.randn(2, 2) @ P[:, :2].T, Q[:, 2:5] @ torch.randn(3, 4) @ P[:, 5:].T
+    shares = sweeps.compared(torch.randn(12, 9), within, delta, 2)
+    assert shares["inside"] == shares["columns"] == shares["rows"] == shares["best"] == 1 and shares["sides"] == 9
+    shares = sweeps.compared(torch.randn(12, 9), beside, delta, 2)
+    assert shares["inside"] == shares["columns"] == shares["rows"] == 0 < shares["best"] < 1
+    assert shares["by_chance"] == round(4 / 108, 5)
+
+
+@pytest.mark.parametrize("name, wanted", [("sweep-rates.json", sweeps.rates), ("sweep-ranks.json", sweeps.ranks),
+                                          ("sweep-update.json", sweeps.updates), ("sweep-precision.json", sweeps.precisions)])
+def test_the_shipped_sweeps_are_whole_and_of_the_shipped_base(name, wanted):
+    tables = {file: json.loads((short_runs.RESULTS / file).read_text(encoding="utf-8")) for file in (name, "sweep-rates.json")}
+    told = tables[name]
+    recipes = wanted() if name == "sweep-rates.json" else wanted(tables["sweep-rates.json"]["runs"])
+    assert told["base"] == short_runs.fingerprint(), f"{name} was made with another base; run benchmarks/sweeps.py again"
+    assert [{k: run[k] for k in recipe} for run, recipe in zip(told["runs"], recipes, strict=True)] == recipes
+    assert name == "sweep-rates.json" or {recipe["seed"] for recipe in recipes} == set(sweeps.SEEDS)
