@@ -3,7 +3,7 @@
 What it replaces: a table of savings that nobody measured together.
 How it works: `RUNGS` names each rung by the settings of `estimate`. `student` makes the shipped base ready on a rung, `measured` lets it take
 two real steps under the ledger and keeps the peak, what it was made of, and the most that each kind of memory ever took; `on_paper` asks the
-closed forms for the same rung, of this model or of any other. "frozen" trains nothing: its forward pass alone is measured, and on paper it is
+closed forms for the same rung, of this model or of any other; `pace` times a step. "frozen" trains nothing: its forward pass alone is measured, and on paper it is
 its weights alone; it is the floor that LoRA starts from.
 What it leaves out: other batches, paging (which needs a GPU).
 Where numerics differ: bytes of real storages on a CPU, where 8-bit averages are updated by `optim.AdamW8bit`, not by a kernel, and decoding a
@@ -13,6 +13,7 @@ Where numerics differ: bytes of real storages on a CPU, where 8-bit averages are
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 
 import torch
@@ -120,8 +121,19 @@ def on_paper(model: str, name: str, rank: int = 16, **settings) -> int:
     return told.parts["weights"].bytes if name == "frozen" else told.peak_allocated
 
 
+def pace(rung: Rung, times: int = 2) -> float:
+    """Seconds of the fastest of a few more steps on that rung, without the ledger, which slows them."""
+    step(rung)
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        step(rung)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
 def step(rung: Rung) -> None:
-    """One more step of a rung that was measured, for those who want to time it."""
+    """One more step of a rung that was measured."""
     ids, labels = rung.batch
     with torch.set_grad_enabled(rung.optimizer is not None):
         total, count = scoring.loss_sum(rung.model, (ids, labels, None))
