@@ -15,6 +15,7 @@ import contextlib
 import gc
 import statistics
 import time
+import traceback
 from typing import Callable
 
 import _random_llama
@@ -88,7 +89,7 @@ def kernel_works(device: str) -> str | None:
         return None  # our own decoder fills the one buffer
     try:
         q = quantize(torch.randn(256, 128, device=device), double=True)
-        return None if torch.equal(by_kernel(q, torch.float32), q.dequantize(torch.float32)) else "bitsandbytes' kernel gives other numbers than ours"
+        return None if torch.allclose(by_kernel(q, torch.float32), q.dequantize(torch.float32), rtol=1e-5, atol=0) else "bitsandbytes' kernel gives other numbers than ours"
     except Exception as error:  # not installed, or without a library for this CUDA
         return f"{type(error).__name__}: {error}"
 
@@ -116,17 +117,15 @@ def speed(part: Part, options: argparse.Namespace) -> dict:
 
 
 def attempt(work: Callable[[], dict]) -> dict:
-    """What `work` returns, or why it could not: no memory, no library."""
+    """What `work` returns, or why it could not: no memory, no library, or anything else, with the place. What ran before it is kept."""
     try:
         return {"status": "done"} | work()
     except (torch.OutOfMemoryError, MemoryError) as error:
         return {"status": "out of memory", "error": " ".join(str(error).split())}
-    except ImportError as error:
-        return {"status": "not run", "error": f"{type(error).__name__}: {error}"}
     except Exception as error:
-        if isinstance(error.__cause__, ImportError):  # ours, in one line
-            return {"status": "not run", "error": str(error)}
-        raise
+        absent = isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)  # ours say it in one line, theirs behind it
+        told = {"status": "not run" if absent else "failed", "error": f"{type(error).__name__}: {error}"}
+        return told if absent else told | {"where": traceback.format_exc().splitlines()[-12:]}
 
 
 def contender(setup: Setup, maker: Callable[[], nn.Module], autocast: bool) -> dict:

@@ -145,6 +145,36 @@ def cpu_tables() -> str:
     ])
 
 
+def _seeds(runs: list[dict]) -> str:
+    """Exact match in percent, seed by seed, for each number of steps."""
+    by_steps: dict[int, list[dict]] = {}
+    for run in sorted(runs, key=lambda run: (run["steps"], run["key"])):
+        by_steps.setdefault(run["steps"], []).append(run)
+    return "; ".join(" ".join(f"{100 * run['hits'] / run['of']:.1f}" for run in group) + f" ({steps} steps)" for steps, group in by_steps.items()) or "–"
+
+
+def training_table() -> str:
+    """Fine-tuning by both backends: accuracy by seed, time of a step, memory; a row for each device and task."""
+    found = _results("peers-train.json")
+    if not found:
+        return "To come: `python benchmarks/peers_train.py` fills this table."
+    records = {record["key"]: record for record in found["records"]}
+    rows = ["| QLoRA on | exact match by seed, %: ours | theirs | ms a step: ours | theirs | of its time | peak of storages, MB: ours | theirs | resident set rises by, MB: ours | theirs |",
+            "| --- |" + " --- | --- | ---: | ---: | ---: |" + " ---: |" * 4]
+    for device, task in dict.fromkeys((key.split()[0], key.split()[2]) for key in records):
+        cells = [_seeds([r for key, r in records.items() if key.startswith(f"{device} exact {task} {backend} ")]) for backend in ("minilora", "peft")]
+        timed = records.get(f"{device} time {task}")
+        cells += [f"{timed['ms']['minilora']:.0f}", f"{timed['ms']['peft']:.0f}", f"{timed['ratio']:.2f}"] if timed else ["–"] * 3
+        for field in ("storages", "resident_rise"):
+            sizes = [records.get(f"{device} memory {task} {backend}", {}).get(field) for backend in ("minilora", "peft")]
+            cells += [f"{size / 1e6:.0f}" if size else "–" for size in sizes]
+        rows.append("| " + " | ".join([f"{task}, {'processor' if device == 'cpu' else device}", *cells]) + " |")
+    versions, machine = found["versions"], found["machine"]
+    told = ", ".join(f"{name} {versions[name].split('+')[0]}" for name in ("torch", "transformers", "peft", "bitsandbytes") if versions[name])
+    return "\n".join([*rows, "", f"{found['what'][0].upper()}{found['what'][1:]}, {found['threads']} thread; {machine['processor']}, {machine['cores']} cores; {told}; {found['date']}. Steps of the two in turn in one process, "
+                      "medians; storages as the ledger counts them, of a process's resident set the rise since before the model was read. Written by `benchmarks/peers_train.py`."])
+
+
 def example() -> str:
     """The commands and what they printed."""
     found = _results("example.json")
@@ -228,7 +258,7 @@ def picture() -> str:
 
 
 PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "table:cpu": cpu_tables, "example": example,
-          "budget": budget, "table:peers": peers_table, "table:published": published_table}
+          "budget": budget, "table:peers": peers_table, "table:training": training_table, "table:published": published_table}
 
 
 def filled(text: str) -> str:

@@ -127,6 +127,12 @@ def test_without_bitsandbytes_ours_is_measured_and_the_peer_recorded_as_not_run(
     assert "not run" in "\n".join(gpu.lines(record | {"wall_seconds": 1.0}))
 
 
+def test_what_breaks_is_recorded_with_its_place():
+    record = _gpu_parts.attempt(lambda: {"x": 1 / 0})
+    assert record["status"] == "failed" and record["error"].startswith("ZeroDivisionError") and "1 / 0" in "\n".join(record["where"])
+    assert _gpu_parts.attempt(lambda: {"x": 1}) == {"status": "done", "x": 1}
+
+
 def test_the_base_is_the_same_through_the_operations_of_a_gpu(monkeypatch):
     """Quantized and decoded by plain torch operations, as on a card without bitsandbytes: the same losses to the bit."""
     setup = _gpu_parts.setup_of(TINY["b7"], 4, "cpu")
