@@ -30,6 +30,25 @@ from .text import IGNORE, Row, Tokenizer, encode_prompt
 CLIP = 1.0  # largest gradient norm
 
 
+@dataclass
+class Settings:
+    """What decides a run of either kind beside its data. Raises MiniloraError on values that cannot be."""
+
+    steps: int = 20
+    batch_size: int = 8  # pairs, or drawn answers
+    lr: float = 1e-3
+    beta: float = 0.1  # how strongly the reference holds the policy
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise MiniloraError(f"{name} is {getattr(self, name)!r}; give a whole number of 1 or more")
+        for name in ("lr", "beta"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise MiniloraError(f"{name} is {getattr(self, name)!r}; give a number above 0, such as {1e-3 if name == 'lr' else 0.1}")
+
+
 # ------------------------------------------------------------------------------------------ log-probabilities of answers
 
 
@@ -84,25 +103,23 @@ def dpo_loss(margin: Tensor) -> Tensor:
     return F.softplus(-margin).mean()
 
 
-def fit_dpo(
-    model: nn.Module, pairs: Sequence[Pair], steps: int = 40, batch_size: int = 8, lr: float = 1e-3, beta: float = 0.1, seed: int = 0
-) -> list[dict]:
+def fit_dpo(model: nn.Module, pairs: Sequence[Pair], settings: Settings) -> list[dict]:
     """Train the active adapter on judgements. In place. One record per step: loss, margin, and log π_θ/π_ref of either answer (means).
 
-    Raises MiniloraError without pairs, without an adapter, or for a β that is not above 0.
+    Raises MiniloraError without pairs, or without an adapter that learns.
     """
-    check_settings(model, pairs, beta, batch_size)
-    dice, records, optimizer = random.Random(seed), [], _optimizer(model, lr)
+    need(model, pairs, 1)
+    dice, records, optimizer = random.Random(settings.seed), [], _optimizer(model, settings)
     with mode(model, False):
-        for _ in range(steps):
-            batch = dice.sample(list(pairs), min(batch_size, len(pairs)))
+        for _ in range(settings.steps):
+            batch = dice.sample(list(pairs), min(settings.batch_size, len(pairs)))
             rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]  # (2B) in one pass
             reference = reference_logprobs(model, rows)  # (2B,)
-            ratio = answer_logprobs(model, rows) - reference
-            chosen, rejected = ratio.chunk(2)  # (B,) each
-            margin = beta * (chosen - rejected)
+            policy = answer_logprobs(model, rows)
+            margin = dpo_margin(*policy.chunk(2), *reference.chunk(2), settings.beta)  # (B,)
             loss = dpo_loss(margin)
             _update(model, optimizer, loss)
+            chosen, rejected = (policy - reference).chunk(2)
             told = {"loss": loss, "margin": margin.mean(), "chosen": chosen.mean(), "rejected": rejected.mean()}
             records.append({name: value.item() for name, value in told.items()})
     return records
@@ -145,57 +162,42 @@ def policy_gradient_loss(policy: Tensor, reference: Tensor, rewards: Tensor, bet
 
 
 def fit_policy(
-    model: nn.Module, tokenizer: Tokenizer, examples: Sequence[dict], reward: Callable[[dict, str], float], steps: int = 10,
-    batch_size: int = 32, settings: "PolicyConfig | None" = None,
+    model: nn.Module, tokenizer: Tokenizer, examples: Sequence[dict], reward: Callable[[dict, str], float], settings: Settings, max_new_tokens: int = 24
 ) -> list[dict]:
-    """Draw answers to prompts, reward them, follow the policy gradient. In place. One record per step: mean reward, KL, answers.
+    """Draw answers to prompts, reward them, follow the policy gradient. In place. One record per step: mean reward, KL to the reference.
 
-    reward(example, answer) judges a text. Raises MiniloraError without examples or an adapter, for β below 0, and for a batch of one.
+    reward(example, answer) judges a text. Raises MiniloraError without an adapter that learns, and for fewer than two answers a step.
     """
-    settings = settings or PolicyConfig()
-    check_settings(model, examples, settings.beta, batch_size, least=2)
-    dice, records, optimizer = random.Random(settings.seed), [], _optimizer(model, settings.lr)
-    for step in range(steps):
-        batch = dice.sample(list(examples), min(batch_size, len(examples)))
-        prompts = [example["prompt"] for example in batch]
-        rows = sample_answers(model, tokenizer, prompts, seed=settings.seed * 100_003 + step, max_new_tokens=settings.max_new_tokens)
-        answers = [answer_text(row, tokenizer) for row in rows]
-        rewards = torch.tensor([float(reward(example, answer)) for example, answer in zip(batch, answers)], device=device_of(model))
+    need(model, examples, 2)
+    if settings.batch_size < 2:
+        raise MiniloraError(f"batch_size is {settings.batch_size}; give 2 or more: an answer is compared with the others")
+    dice, records, optimizer = random.Random(settings.seed), [], _optimizer(model, settings)
+    for step in range(settings.steps):
+        batch = dice.sample(list(examples), min(settings.batch_size, len(examples)))
+        rows = sample_answers(model, tokenizer, [example["prompt"] for example in batch], settings.seed * 100_003 + step, max_new_tokens)
+        judged = [float(reward(example, answer_text(row, tokenizer))) for example, row in zip(batch, rows)]
+        rewards = torch.tensor(judged, device=device_of(model))
         with mode(model, False):
             reference, policy = reference_logprobs(model, rows), answer_logprobs(model, rows)
             _update(model, optimizer, policy_gradient_loss(policy, reference, rewards, settings.beta))
         kl = (policy.detach() - reference).mean().item()  # y is drawn from π_θ, so its mean log-ratio estimates KL(π_θ ‖ π_ref)
-        records.append({"reward": rewards.mean().item(), "kl": kl, "answers": answers[:2]})
+        records.append({"reward": rewards.mean().item(), "kl": kl})
     return records
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """What decides a policy-gradient run beside its data: β weighs the KL penalty, `seed` the draws."""
-
-    lr: float = 1e-3
-    beta: float = 0.05
-    seed: int = 0
-    max_new_tokens: int = 24
 
 
 # --------------------------------------------------------------------------------------------------------------- common
 
 
-def check_settings(model: nn.Module, data: Sequence, beta: float, batch_size: int, least: int = 1) -> None:
-    """Raise MiniloraError for what would train nothing or cannot be computed."""
+def need(model: nn.Module, data: Sequence, least: int) -> None:
+    """Raise MiniloraError where nothing could be learned."""
     if not lora.adapters(model) or not lora.trainable_parameters(model):
         raise MiniloraError("the model has no adapter that learns; call lora.add_lora(model), or lora.use_adapter(model, name)")
     if len(data) < least:
         raise MiniloraError(f"{len(data)} examples are given; at least {least} must be there to learn from")
-    if batch_size < least:
-        raise MiniloraError(f"batch_size is {batch_size}; give {least} or more" + (": an answer is compared with the others" if least > 1 else ""))
-    if not 0 < beta < float("inf"):
-        raise MiniloraError(f"beta is {beta!r}; it weighs the reference, so give a number above 0, such as 0.1")
 
 
-def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(lora.trainable_parameters(model), lr=lr, weight_decay=0.0)
+def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(lora.trainable_parameters(model), lr=settings.lr, weight_decay=0.0)
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -102,7 +102,7 @@ def test_dpo_raises_the_preferred_answer_above_the_other_and_leaves_the_base(tin
     model = lora.add_lora(Llama.from_pretrained(tiny_folder), rank=4)
     before = {path: layer.base.weight.clone() for path, layer in lora.adapted_layers(model).items()}
     pairs = [preference.Pair(*(encode_example({**e, "response": r}, tokenizer) for r in (e["response"], "no"))) for e in EXAMPLES]
-    records = preference.fit_dpo(model, pairs, steps=12, batch_size=4, lr=5e-3, beta=0.5)
+    records = preference.fit_dpo(model, pairs, preference.Settings(12, 4, 5e-3, 0.5))
     assert len(records) == 12 and records[0]["loss"] == pytest.approx(math.log(2), rel=1e-4) and records[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert records[-1]["loss"] < 0.4 and records[-1]["chosen"] > records[-1]["rejected"]
     assert all(torch.equal(layer.base.weight, before[path]) for path, layer in lora.adapted_layers(model).items())
@@ -113,7 +113,7 @@ def test_a_run_is_a_function_of_its_seed(tiny_folder, tokenizer, rows):
         torch.manual_seed(0)
         model = lora.add_lora(Llama.from_pretrained(tiny_folder), rank=2)
         pairs = [preference.Pair(a, b) for a, b in zip(rows, rows[1:])]
-        return preference.fit_dpo(model, pairs, steps=3, batch_size=2, seed=seed)
+        return preference.fit_dpo(model, pairs, preference.Settings(3, 2, seed=seed))
 
     assert run(1) == run(1) != run(2)
 
@@ -154,8 +154,8 @@ def _rewarded(tiny_folder, tokenizer, beta):
     """Twenty steps towards answers of one token that is a single letter."""
     torch.manual_seed(0)
     model = lora.add_lora(Llama.from_pretrained(tiny_folder), rank=4)
-    run = preference.PolicyConfig(lr=1e-2, beta=beta, max_new_tokens=1)
-    return preference.fit_policy(model, tokenizer, EXAMPLES * 6, lambda example, answer: float(answer.isalpha()), steps=20, batch_size=36, settings=run)
+    settings = preference.Settings(20, 36, 1e-2, beta)
+    return preference.fit_policy(model, tokenizer, EXAMPLES * 6, lambda example, answer: float(answer.isalpha()), settings, max_new_tokens=1)
 
 
 def test_the_policy_learns_what_is_rewarded_and_a_stronger_penalty_keeps_it_nearer(tiny_folder, tokenizer):
@@ -166,13 +166,13 @@ def test_the_policy_learns_what_is_rewarded_and_a_stronger_penalty_keeps_it_near
 
 
 @pytest.mark.parametrize("fault, match", [
-    (lambda m, pairs, t: preference.fit_dpo(m, [], steps=1), "0 examples are given"),
-    (lambda m, pairs, t: preference.fit_dpo(m, pairs, steps=1, beta=0.0), "beta is 0.0"),
-    (lambda m, pairs, t: preference.fit_dpo(m, pairs, steps=1, beta=float("nan")), "beta is nan"),
-    (lambda m, pairs, t: preference.fit_dpo(m, pairs, steps=1, batch_size=0), "batch_size is 0"),
-    (lambda m, pairs, t: preference.fit_dpo(lora.use_adapter(m, "default", trainable=False), pairs, steps=1), "no adapter that learns"),
-    (lambda m, pairs, t: preference.fit_policy(m, t, EXAMPLES, lambda e, a: 0.0, steps=1, batch_size=1), "compared with the others"),
-    (lambda m, pairs, t: preference.fit_policy(m, t, EXAMPLES[:1], lambda e, a: 0.0, steps=1), "1 examples are given; at least 2"),
+    (lambda m, pairs, t: preference.fit_dpo(m, [], preference.Settings()), "0 examples are given"),
+    (lambda m, pairs, t: preference.Settings(beta=0.0), "beta is 0.0"),
+    (lambda m, pairs, t: preference.Settings(lr=float("nan")), "lr is nan"),
+    (lambda m, pairs, t: preference.Settings(batch_size=0), "batch_size is 0"),
+    (lambda m, pairs, t: preference.fit_dpo(lora.use_adapter(m, "default", trainable=False), pairs, preference.Settings()), "no adapter that learns"),
+    (lambda m, pairs, t: preference.fit_policy(m, t, EXAMPLES, lambda e, a: 0.0, preference.Settings(batch_size=1)), "compared with the others"),
+    (lambda m, pairs, t: preference.fit_policy(m, t, EXAMPLES[:1], lambda e, a: 0.0, preference.Settings()), "1 examples are given; at least 2"),
 ])  # fmt: skip
 def test_what_would_train_nothing_is_said(model, rows, tokenizer, fault, match):
     with pytest.raises(MiniloraError, match=match):

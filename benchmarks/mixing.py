@@ -1,0 +1,57 @@
+"""What two adapters are worth when they speak together, by weight (lesson 09). `python benchmarks/mixing.py`
+
+What it replaces: nothing. How it works: for pairs of the shipped adapters and every pair of weights from 0 to 1 in quarters,
+`lora.mix_adapters` (method cat, which is exact) makes one adapter of both, and test questions of either task are answered. Three draws of
+questions that share none give the spread. Weights (1, 0) are one adapter alone, (1, 1) both in full.
+What it leaves out: other trainings of the same adapters, mixtures of three, and mixing by linear or svd.
+Where numerics differ: see short_runs.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from short_runs import arguments, sweep
+
+from minilora.explore.mixing import PAIRS, WEIGHTS
+
+DRAWS = (0, 1, 2)
+ASKED = 10
+
+
+def one_pair(recipe: dict) -> dict:
+    """All weights of one pair on one draw of questions: `points` are [weight, weight, right of the first task, right of the second]."""
+    import torch
+
+    torch.set_num_threads(1)
+    from minilora import lora
+    from minilora.files import data_folder
+    from minilora.llama import Llama
+    from minilora.scoring import exact_match
+    from minilora.text import Tokenizer, read_split
+
+    began, folder = time.perf_counter(), data_folder()
+    model, tokenizer = Llama.from_pretrained(folder / "base"), Tokenizer.from_pretrained(folder / "base")
+    for name in recipe["adapters"]:
+        lora.load_adapter(model, folder / "adapters" / name, name)
+    first = recipe["draw"] * recipe["asked"]
+    asked = [read_split(folder / "tasks" / name, "test")[first : first + recipe["asked"]] for name in recipe["adapters"]]
+    points, answers = [], []
+    for weights in itertools.product(WEIGHTS, repeat=2):
+        lora.mix_adapters(model, recipe["adapters"], weights, "mixture")
+        scored = [exact_match(model, tokenizer, examples) for examples in asked]
+        lora.remove_adapter(model, "mixture")
+        points.append([*weights, *(hits for hits, _, _ in scored)])
+        answers.append([given[0] for _, _, given in scored])
+    return {**recipe, "points": points, "answers": answers, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def main(options=None) -> None:
+    options = options or arguments(__doc__.splitlines()[0], "sweep-mixing.json").parse_args()
+    recipes = [{"adapters": pair.split(" + "), "draw": draw, "asked": ASKED} for draw in DRAWS for pair in PAIRS]
+    sweep(options.out, "exact answers of two tasks when two adapters of rank 4 are mixed by weight", recipes, options.jobs, one_pair)
+
+
+if __name__ == "__main__":
+    main()
