@@ -1,4 +1,4 @@
-"""The exercises of lesson 08: count, adapt, differentiate, inject, merge.
+"""The exercises of lesson 08: count, adapt, differentiate, inject, look into a subspace, merge.
 
 What it replaces: reading PEFT's source to find out whether one has understood it.
 How it works: see `minilora.exercises`. No wrong answer can hide: A *and* B are random and not zero, α is not r, in is not out.
@@ -186,6 +186,42 @@ INJECT = Exercise("08-inject", "Freeze a model and put adapters into it", _injec
 ], run=_run_inject)
 
 
+# ------------------------------------------------------------------------------------------------------------ caught
+
+
+def _update(rng):
+    """An update that lies partly inside the factors' columns and rows: each wrong share is another number."""
+    A, B = rng.normal(size=(2, 7)), rng.normal(size=(5, 2))
+    return B @ rng.normal(size=(2, 2)) @ A + 0.6 * B @ rng.normal(size=(2, 7)) + rng.normal(size=(5, 7)), A, B
+
+
+def _caught(delta, A, B):
+    U, V = np.linalg.qr(B)[0], np.linalg.qr(A.T)[0]
+    return np.sum((U.T @ delta @ V) ** 2) / np.sum(delta**2)
+
+
+def _cosine(delta, A, B):
+    return np.sum(delta * (B @ A)) ** 2 / (np.sum(delta**2) * np.sum((B @ A) ** 2))
+
+
+CAUGHT = Exercise("08-caught", "The share of an update inside LoRA's subspace", _update, _caught, [
+    Wrong("not made orthonormal", lambda delta, A, B: np.sum((B.T @ delta @ A.T) ** 2) / np.sum(delta**2),
+          "B's columns are not of length 1 and not at right angles, so Bᵀ ΔW Aᵀ stretches; take the Q of a QR decomposition of each"),
+    Wrong("lengths instead of squares", lambda delta, A, B: np.sqrt(_caught(delta, A, B)),
+          "this is the ratio of the lengths; shares that add up (Pythagoras) are ratios of squares"),
+    Wrong("columns alone", lambda delta, A, B: np.sum((np.linalg.qr(B)[0].T @ delta) ** 2) / np.sum(delta**2),
+          "this is what lies in B's columns; it has to lie in A's rows as well: multiply by V from the right"),
+    Wrong("rows alone", lambda delta, A, B: np.sum((delta @ np.linalg.qr(A.T)[0]) ** 2) / np.sum(delta**2),
+          "this is what lies in A's rows; it has to lie in B's columns as well: multiply by Uᵀ from the left"),
+    Wrong("not divided", lambda delta, A, B: _caught(delta, A, B) * np.sum(delta**2),
+          "this is the part's own ‖ · ‖²; a share is divided by ‖ΔW‖²"),
+    Wrong("the one matrix B A", _cosine,
+          "this compares ΔW with the single matrix B A; the subspace holds every B G A, with any r × r matrix G"),
+    Wrong("what is missed", lambda delta, A, B: 1 - _caught(delta, A, B),
+          "this is the share outside; the share inside is 1 less it"),
+])
+
+
 # ------------------------------------------------------------------------------------------------------------- merge
 
 
@@ -211,4 +247,4 @@ MERGE = Exercise("08-merge", "Several adapters written into one weight", _adapte
           "this is the sum of the updates; merging adds it to W"),
 ])
 
-EXERCISES = [COUNT, FORWARD, GRADIENTS, INJECT, MERGE]
+EXERCISES = [COUNT, FORWARD, GRADIENTS, INJECT, CAUGHT, MERGE]
