@@ -12,7 +12,7 @@ from tools import lesson_parts
 from tools.lesson_parts import tags
 from tools.project import ROOT, lessons, repository
 
-KNOWN_TAGS = {"badges", "setup", "slider", "exercise", "check", "solution", "timing", "raises-exception", "nbval-check-output", "nbval-skip", "gpu"}
+KNOWN_TAGS = {"badges", "setup", "slider", "exercise", "check", "solution", "timing", "raises-exception", "nbval-check-output", "nbval-skip", "gpu", "traps"}
 
 
 @pytest.fixture(params=lessons(), ids=lambda path: path.stem)
@@ -41,7 +41,7 @@ def test_its_metadata_is_plain(lesson):
     assert notebook.metadata == {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         assert set(cell.metadata) <= {"tags", "jupyter", "cellView"}, cell.id
-        unknown = {tag for tag in tags(cell) if tag not in KNOWN_TAGS and not re.fullmatch(r"claim-C\d\d", tag)}
+        unknown = {tag for tag in tags(cell) if tag not in KNOWN_TAGS and not re.fullmatch(r"claim-C\d\d|(trap|caught)-[a-z0-9-]+", tag)}
         assert not unknown, f"cell {cell.id}: unknown tags {unknown}"
 
 
