@@ -4,9 +4,9 @@ What it replaces: "CUDA out of memory" after the model was loaded, or the kernel
 Where the memory was full all the same, `after_full` says how the run goes on.
 How it works: `finetune` hands over its settings; `minilora.budget` counts the step on the Llama that will run (ours, or transformers' with PEFT's
 layers), `machine.py` says what is free, and if the run needs more, one line on standard error names both and the mildest option that makes it fit. A budget that
-cannot be made, for whatever reason, is no reason not to train: then nothing is said.
-What it leaves out: refusing: the forecast may be wrong, and the machine may have swap; who is warned may go on. DoRA (`--variant dora`: its
-norms of columns and their gradients) and `--dropout` (its masks) are not counted: such runs need more than is said here.
+cannot be made, for whatever reason, is no reason not to train: then nothing is said. What `--variant dora` and `--dropout` add is counted as
+a bound (`minilora.budget.margins`): such runs may need less than is said here.
+What it leaves out: refusing: the forecast may be wrong, and the machine may have swap; who is warned may go on.
 Where numerics differ: see `minilora.budget`; on a processor the interpreter and torch take some hundred MB more.
 """
 
@@ -22,18 +22,35 @@ LIBRARIES = 400 * 10**6  # what torch and the tokenizer take on a processor, bes
 
 
 def setup_of(settings: dict, folder: Path, device: str, longest: int):
-    """The budget's setup for the settings of `finetune`: the backend's Llama, rows as long as the longest. `variant` and `dropout` are not counted."""
+    """The budget's setup for the settings of `finetune`: the backend's Llama, rows as long as the longest."""
     from ..budget.setup import make
 
     cuda = device.startswith("cuda")
     halves = settings["precision"] in ("bf16", "fp16") or cuda and settings["precision"] == "auto"
     common = dict(batch=settings["batch"], seq=longest, checkpointing=bool(settings["checkpointing"]), device="cuda" if cuda else "cpu", foreach=cuda)
     common.update(RUNS[settings.get("backend", "minilora")])
+    if added(settings):
+        common["detour"] = "plain"  # the fused step is for what only adds
     if settings["method"] == "full":
         return make(folder, method="mixed" if halves else "full", **common)
     precision = "bf16" if halves and keeps_halves(device) else "autocast" if halves else "fp32"
     code = settings["code"] if settings["method"] == "qlora" else None
     return make(folder, method=settings["method"], rank=settings["rank"], targets=targets_of(settings["targets"]), precision=precision, code=code, **common)
+
+
+def added(settings: dict) -> tuple[str, float] | None:
+    """(variant, dropout) if one of them takes memory of its own."""
+    variant, dropout = settings.get("variant") or "lora", settings.get("dropout") or 0.0
+    return (variant, dropout) if settings["method"] != "full" and (variant == "dora" or dropout) else None
+
+
+def takes(setup, settings: dict, **changes) -> int:
+    """Bytes of the run with some settings of the budget changed, its variant and dropout included."""
+    from ..budget import estimate
+    from ..budget.margins import added as margin
+
+    told = estimate(setup, **changes)
+    return told.with_context + margin(told.setup, *(added(settings) or ()))
 
 
 def keeps_halves(device: str) -> bool:
@@ -65,18 +82,17 @@ def options(setup, accumulate: int = 1) -> list[tuple[dict, str]]:
     return found
 
 
-def remedy(setup, needed: int, free: int, accumulate: int = 1) -> str:
+def remedy(setup, settings: dict, needed: int, free: int) -> str:
     """The mildest option after which the run fits, else the mildest options together, else what is left."""
-    from ..budget import estimate
 
     def fits(changes: dict) -> bool:
-        return estimate(setup, **changes).with_context + needed <= free
+        return takes(setup, settings, **changes) + needed <= free
 
     together, words = {}, {}
-    for changes, option in options(setup, accumulate):
+    for changes, option in options(setup, settings["accumulate"]):
         if fits(changes):
             return f"add {option}"
-    for changes, option in options(setup, accumulate):
+    for changes, option in options(setup, settings["accumulate"]):
         (name,) = changes
         together.update(changes)
         words[name] = option
@@ -87,7 +103,6 @@ def remedy(setup, needed: int, free: int, accumulate: int = 1) -> str:
 
 def warning(settings: dict, folder: Path, device: str, longest: int, free: int | None = None) -> str | None:
     """The line to print, or None if the run fits or nobody can tell. free: bytes, for those who know better than the system."""
-    from ..budget import estimate
     from ..budget.table import decimal
 
     free = available(device) if free is None else free
@@ -95,10 +110,10 @@ def warning(settings: dict, folder: Path, device: str, longest: int, free: int |
         return None
     setup = setup_of(settings, folder, device, longest)
     beside = 0 if device.startswith("cuda") else LIBRARIES
-    needed = estimate(setup).with_context + beside
+    needed = takes(setup, settings) + beside
     if needed <= free:
         return None
-    return f"this run will need about {decimal(needed)}, and {decimal(free)} are free on {device}; {remedy(setup, beside, free, settings['accumulate'])}"
+    return f"this run will need about {decimal(needed)}, and {decimal(free)} are free on {device}; {remedy(setup, settings, beside, free)}"
 
 
 WHEN_LOADING = "choose --method qlora, a smaller --model, or end what else runs; minilora budget says what each takes"
@@ -112,10 +127,10 @@ def after_full(settings: dict, folder: Path, device: str, rows: list, run) -> st
     for option in smaller_batch(settings["batch"], settings["accumulate"], "--batch {} --accumulate {}"):
         changes.append(({"batch": int(option.split()[1])}, option))
     try:
-        takes = figures(settings, folder, device, max(len(ids) for ids, _ in rows), [change for change, _ in changes])
+        told = figures(settings, folder, device, max(len(ids) for ids, _ in rows), [change for change, _ in changes])
     except Exception:  # as in `warn`
-        takes = [""] * len(changes)
-    same = " or ".join(option + figure for (_, option), figure in zip(changes, takes))
+        told = [""] * len(changes)
+    same = " or ".join(option + figure for (_, option), figure in zip(changes, told))
     again = f"go on after step {run.last_step()} by minilora finetune --out {run.path} --resume" if run.found() else "type the command again with"
     other = "a smaller --seq" + ("" if settings["method"] == "qlora" else ", --method qlora")
     return f"{again} {same}".strip() + f"; {other} or a smaller --model begins a new run"
@@ -123,12 +138,11 @@ def after_full(settings: dict, folder: Path, device: str, rows: list, run) -> st
 
 def figures(settings: dict, folder: Path, device: str, longest: int, changes: list[dict]) -> list[str]:
     """By change, what the budget says of the whole run with it and without."""
-    from ..budget import estimate
     from ..budget.table import decimal
 
     setup, beside = setup_of(settings, folder, device, longest), 0 if device.startswith("cuda") else LIBRARIES
-    before = estimate(setup).with_context + beside
-    return [f" (about {decimal(estimate(setup, **change).with_context + beside, before)} in place of {decimal(before)})" for change in changes]
+    before = takes(setup, settings) + beside
+    return [f" (about {decimal(takes(setup, settings, **change) + beside, before)} in place of {decimal(before)})" for change in changes]
 
 
 def warn(settings: dict, folder: Path, device: str, rows: list) -> None:

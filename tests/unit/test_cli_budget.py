@@ -241,6 +241,16 @@ def settings(**more):
 BASE = data_folder() / "base"
 
 
+@pytest.mark.parametrize("more", [{"variant": "dora"}, {"dropout": 0.05}, {"variant": "dora", "dropout": 0.05}])
+def test_a_run_with_dora_or_dropout_is_told_to_need_more(more):
+    plain, asked = (foresee.takes(foresee.setup_of(each, BASE, "cpu", 200), each) for each in (settings(method="lora"), settings(method="lora", **more)))
+    assert asked > 1.02 * plain
+    assert foresee.warning(settings(method="lora"), BASE, "cpu", 200, plain + foresee.LIBRARIES) is None
+    assert f"about {decimal(asked + foresee.LIBRARIES)}" in foresee.warning(settings(method="lora", **more), BASE, "cpu", 200, plain + foresee.LIBRARIES)
+    full = [foresee.takes(foresee.setup_of(each, BASE, "cpu", 200), each) for each in (settings(method="full"), settings(method="full", **more))]
+    assert full[0] == full[1]  # there is no adapter that could drop out
+
+
 @pytest.mark.parametrize("method", ["qlora", "lora", "int8", "full"])
 def test_a_run_that_would_not_fit_is_named_with_a_remedy_that_helps(method):
     need = budget.estimate(foresee.setup_of(settings(method=method), BASE, "cpu", 200)).peak_allocated + foresee.LIBRARIES
