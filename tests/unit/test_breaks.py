@@ -180,11 +180,11 @@ def test_in_one_process_the_model_goes_on(tiny_folder, rows, tmp_path, step, don
         if finished == step - 1:
             handles.append(model.model.layers[1].mlp.register_forward_pre_hook(lambda module, inputs: (Greedy.apply(inputs[0]),)))
 
-    handles, tensors = [], lambda: sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+    handles, tensors = [], lambda: gc.collect() * 0 + sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
     before = tensors()
     with pytest.raises(MemoryFull, match=f"in step {step}, 4 rows of up to .* go on after step {done} by resume=True with checkpointing=True or batch_size=2, accumulate=2") as caught:
         train.fit(model, rows, out=tmp_path, on_step=arm, **settings)
-    assert caught.value.__traceback__ is not None and gc.collect() >= 0 and tensors() <= before + 2, "the broken step is still held"
+    assert caught.value.__traceback__ is not None and tensors() <= before, "the broken step is still held"
     handles[0].remove()
     assert all(p.grad is None for p in model.parameters())
     history = train.fit(model, rows, out=tmp_path, resume=True, **settings)
