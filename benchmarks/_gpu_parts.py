@@ -139,7 +139,7 @@ def contender(setup: Setup, maker: Callable[[], nn.Module], autocast: bool) -> d
     timed = trainer.seconds[first:]
     predicted = estimate(setup).peak_allocated + workspaces(trainer.device.type)
     return {"tokens_per_second": setup.tokens / statistics.median(timed), "step_seconds": [round(each, 5) for each in timed], "losses": trainer.losses,
-            "allocated": peak.allocated, "reserved": peak.reserved, "predicted": predicted, "error_of_prediction": predicted / peak.allocated - 1}  # fmt: skip
+            **peak.told(), "predicted": predicted, "error_of_prediction": predicted / peak.allocated - 1}  # fmt: skip
 
 
 def beside(contenders: dict) -> dict:
@@ -212,5 +212,5 @@ def training(model: nn.Module, setup: Setup, cap: Cap) -> dict:
     peak = peak_of(lambda: trainer.steps(STEPS), model, cap.bytes)
     predicted = predicted_on(setup, trainer.device.type)
     most = peak.reserved or peak.allocated
-    return {"allocated": peak.allocated, "reserved": peak.reserved, "error_of_prediction": predicted / peak.allocated - 1, "under_cap": most <= cap.bytes,
+    return {**peak.told(), "error_of_prediction": predicted / peak.allocated - 1, "under_cap": most <= cap.bytes,
             "losses": trainer.losses, "falls": trainer.losses[-1] < trainer.losses[0], "step_seconds": [round(each, 4) for each in trainer.seconds]}  # fmt: skip
