@@ -128,7 +128,7 @@ def _litgpt() -> list[Measurement]:
 def _factory() -> list[Measurement]:
     stated = "LLaMA-2-7B, batch 1, 4 bits, LoRA rank 8 on all linear layers; whole GB"
     assumed = "every row as long as the limit, checkpointing and double quantization, which are its defaults; read from the card"
-    why = "the card shows segments, not tensors: blocks freed by the last step that no request fits, and the ends of 4-bit weights' segments; whole GB are read, ±0.5"
+    why = "the card shows segments, not tensors: blocks freed earlier in the step that no later request fits, and the ends of 4-bit weights' segments; whole GB are read, ±0.5"
     order = (
         f"{why}; 2.0 GB too many are half of one block of fp32 logits, 4.2 GB: whether freed room holds the next such block hangs on the order "
         "of requests, and ours is of later versions; or the card's GiB were written as GB (ours: 31.7 GiB), which shorter rows do not bear out"
