@@ -95,7 +95,7 @@ def exact(key: str, work: Path | None) -> dict:
     hits, asked = score(output)
     valid = [record["valid_loss"] for record in records if "valid_loss" in record]
     steps = [record for record in records if "loss" in record]
-    return {"hits": hits, "of": asked, "steps": len(steps), "valid_loss": [valid[0], valid[-1]], "loop_seconds": round(sum(record["seconds"] for record in steps), 1),
+    return {"hits": hits, "of": asked, "steps": len(steps), "valid_loss": [valid[0], valid[-1]], "loop_seconds": round(sum(record["seconds"] for record in steps), 1), "load_average": round(os.getloadavg()[0], 2),
             "command": f"minilora {' '.join(command)} --out DIR"}  # fmt: skip
 
 
