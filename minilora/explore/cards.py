@@ -68,8 +68,8 @@ def _cards(found: dict) -> str:
         drawn.append(svg.text(92, y + 15, name, "end"))
         drawn.append(f'<rect x="100" y="{y}" width="{min(300 * need / most, wide):.1f}" height="18" fill="{palette.hue(0) if fits else palette.hue(3)}"/>')
         drawn.append(f'<rect x="100" y="{y}" width="{wide:.1f}" height="18" fill="none" stroke="currentColor"/>')
-        told = f"✓ {decimal(room - need)} free" if fits else f"✗ {decimal(need - room)} missing"
-        drawn.append(svg.text(100 + wide + 8, y + 15, f"{told} of {decimal(room)}"))
+        told = f"✓ {decimal(room - need)} of {decimal(room)} free" if fits else f"✗ {decimal(need - room)} more than its {decimal(room)}"
+        drawn.append(svg.text(100 + wide + 8, y + 15, told))
     return svg.canvas(WIDE, 8 + 26 * len(found), *drawn)
 
 
