@@ -69,12 +69,16 @@ def test_a_training_above_its_cap_or_without_progress_is_none():
         assert oncards.trained(run, "b20") == []
 
 
-def test_the_picture_says_what_the_budget_says():
-    found = cards.compute("llama-3.2-1b", 8, "4 bits", 512)
-    told = estimate("llama-3.2-1b", method="qlora", rank=8, batch=cards.ROWS, seq=512, checkpointing=True, foreach=False, detour="plain")
+@pytest.mark.parametrize("model, rank, precision, seq", [("llama-3.2-1b", 8, "4 bits", 512), ("llama-65b", 128, "16 bits", 8192), ("smollm2-360m", 1, "8 bits", 128)])
+def test_the_picture_says_what_the_budget_says(model, rank, precision, seq):
+    found = cards.compute(model, rank, precision, seq)
+    told = estimate(model, method=cards.BASES[precision], rank=rank, batch=cards.ROWS, seq=seq, checkpointing=True, foreach=False, detour="plain")
     assert sum(found["parts"].values()) == told.peak_allocated and min(found["parts"].values()) > 0
     assert found["cards"] == {name: (told.needs(name), catalog.gpu(name).usable) for name in cards.CARDS}
-    label, picture = cards.render(found)
+
+
+def test_the_picture_names_the_smallest_card_and_what_is_too_long():
+    label, picture = cards.render(cards.compute("llama-3.2-1b", 8, "4 bits", 512))
     assert "the T4" in label and picture.count("✓") + picture.count("✗") == len(cards.CARDS)
     label, picture = cards.render(cards.compute("llama-65b", 8, "16 bits", 8192))
     assert "✗" in picture and "rows of 2,048 tokens at most" in label
