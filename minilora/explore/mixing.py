@@ -83,8 +83,8 @@ def _said(found: dict) -> str:
     for name, wanted, answer in zip(found["names"], found["wanted"], found["answers"]):
         for what, text in (("wanted", wanted), ("answered", answer.replace("\n", " ") or "(nothing)")):
             y = 16 + 20 * len(rows)
-            rows.append(svg.text(2, y, f"{name}, {what}", font_weight="bold") + svg.text(130, y, text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"))
-    return svg.canvas(760, 16 + 20 * len(rows), *rows)
+            rows.append(svg.text(2, y, f"{name}, {what}", font_weight="bold") + svg.text(156, y, text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"))
+    return svg.canvas(790, 16 + 20 * len(rows), *rows)
 
 
 def render(found: dict) -> tuple[str, str]:
