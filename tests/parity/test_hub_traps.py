@@ -108,6 +108,22 @@ def test_evaluation_leaves_the_gradient_and_the_bytes_alone(request, folder):
     check(model, batch)
 
 
+@pytest.mark.parametrize("folder, packs, message", [("even", True, "would make bitsandbytes pack"), ("uneven", False, "rows of 96")], ids=["even", "uneven"])
+def test_the_check_names_a_model_that_is_not_cured(request, folder, packs, message):
+    """packs: as on a processor with AVX512-BF16, or without, whichever runs this."""
+    four = hub.quantization("qlora", "nf4", torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        request.getfixturevalue(folder), dtype=torch.float32, device_map={"": "cpu"}, quantization_config=four
+    )
+    for layer in linears(theirs).values():
+        layer.support_avx512bf16_for_cpu = packs
+    model = hub.prepare(theirs, 4, 8)
+    batch = tensors(ROWS, model)
+    refused(lambda: check(model, batch), message, "hub.cure")
+    hub.cure(theirs)
+    check(model, batch)
+
+
 def test_it_is_4_bit_nf4_with_double_quantization_and_the_head_is_whole(even):
     model = hub.load(even, "qlora", device="cpu")
     for layer in linears(model).values():

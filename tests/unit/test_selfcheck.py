@@ -205,7 +205,7 @@ def test_the_report_tells_whether_prompts_are_learned(model, rows):
     assert everything.learned == everything.tokens - len(rows)  # nothing comes before a row's first token
 
 
-@pytest.mark.parametrize("late, message", [([5] * 600, "600 tokens"), ([5, 320], "token id 320"), ([-1, 5], "token id -1")])
+@pytest.mark.parametrize("late, message", [([5] * 600, "600 tokens"), ([5, 320], "token id 320"), ([-1, 5], "token id -1")], ids=["long", "high", "low"])
 def test_what_would_break_late_is_named_before_step_1(model, rows, late, message):
     """The row is met at the end of an epoch, the run refuses it at its beginning."""
     many = rows * 8
