@@ -234,6 +234,16 @@ def _merge(W, adapters):
     return W + sum(alpha / A.shape[0] * B @ A for A, B, alpha in adapters)
 
 
+def _merge_in_place(W, adapters):
+    W += _merge(np.zeros_like(W), adapters)
+    return W
+
+
+def _run_merge(answer, W, adapters):
+    """The merged matrix, and the caller's W, which must be as it was."""
+    return {"the merged matrix": answer(W, adapters), "the caller's own W, afterwards": W}
+
+
 MERGE = Exercise("08-merge", "Several adapters written into one weight", _adapters, _merge, [
     Wrong("alpha instead of alpha / r", lambda W, adapters: W + sum(alpha * B @ A for A, B, alpha in adapters),
           "each update is scaled by its own α/r; r is A.shape[0]"),
@@ -245,6 +255,8 @@ MERGE = Exercise("08-merge", "Several adapters written into one weight", _adapte
           "the adapters have different ranks; read r from each A"),
     Wrong("W left out", lambda W, adapters: _merge(np.zeros_like(W), adapters),
           "this is the sum of the updates; merging adds it to W"),
-])
+    Wrong("written into W", _merge_in_place,
+          "`W += …` writes into the caller's matrix, who may want it back; `W = W + …` makes a new one"),
+], run=_run_merge)
 
 EXERCISES = [COUNT, FORWARD, GRADIENTS, INJECT, CAUGHT, MERGE]

@@ -56,7 +56,7 @@ ROWS = Exercise("09-rows", "One batch, an adapter for each row", _rows_inputs, _
 
 
 def _mix_inputs(rng):
-    return list(_two(rng, 6, 5).values()), [float(w) for w in rng.uniform(0.3, 1.2, size=2)]
+    return list(_two(rng, 6, 4).values()), [float(w) for w in rng.uniform(0.3, 1.2, size=2)]
 
 
 def _mix(parts, weights, *, factor=lambda w, s: w * s, on_B=None):
@@ -75,9 +75,11 @@ def _cross(parts, weights):
 
 
 def _run_mix(answer, parts, weights):
-    """The change that the answer's two factors make, and their rank."""
-    A, B = answer(parts, weights)
-    return {"rank of the mixture": int(np.shape(A)[0]), "B A": np.asarray(B) @ np.asarray(A)}
+    """The change that the answer's two factors make, and their rank; in words, if their shapes do not allow a product."""
+    A, B = (np.asarray(factor) for factor in answer(parts, weights))
+    if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0]:
+        return {"rank of the mixture": int(A.shape[0]), "B A": f"no product, for A is {A.shape} and B is {B.shape}"}
+    return {"rank of the mixture": int(A.shape[0]), "B A": B @ A}
 
 
 MIX = Exercise("09-mix", "Two adapters as one", _mix_inputs, _mix, [
@@ -91,6 +93,8 @@ MIX = Exercise("09-mix", "Two adapters as one", _mix_inputs, _mix, [
           "A and B are both scaled, so the product is scaled by the square; scale one of them"),
     Wrong("weights made to sum to 1", lambda parts, weights: _mix(parts, [w / sum(weights) for w in weights]),
           "the weights are taken as they are; two adapters may both speak in full"),
+    Wrong("B returned first", lambda parts, weights: _mix(parts, weights)[::-1],
+          "A and B are in the wrong order; return A, (r₁ + r₂, in), first, then B, (out, r₁ + r₂)"),
 ], run=_run_mix)
 
 
@@ -147,7 +151,7 @@ DPO = Exercise("09-dpo", "The loss of DPO", _dpo_inputs, _dpo, [
     Wrong("the reference forgotten", lambda c, r, rc, rr, beta: _dpo(c, r, 0 * rc, 0 * rr, beta),
           "this asks only that y_w be likelier than y_l; each log-probability is taken relative to the reference's"),
     Wrong("chosen and rejected swapped", lambda c, r, rc, rr, beta: _dpo(r, c, rr, rc, beta),
-          "this teaches the answer that was not preferred; the chosen one's log-ratio comes first, with a plus"),
+          "this teaches the answer that was not preferred; the chosen one's log-ratio comes first, with a plus, and −log σ(m) is log(1 + e^(−m))"),
     Wrong("beta forgotten", lambda c, r, rc, rr, beta: _dpo(c, r, rc, rr, 1.0),
           "the difference of the log-ratios is multiplied by β before the sigmoid"),
     Wrong("sum instead of mean", _dpo_sum,
@@ -184,7 +188,7 @@ ADVANTAGE = Exercise("09-advantage", "What an answer is worth beside the others"
     Wrong("no baseline", _total,
           "this is R; subtract the mean R of the other answers"),
     Wrong("its own R in the baseline", _own_included,
-          "the mean is over the other answers, without this one: (sum − R) / (B − 1)"),
+          "the mean is over the other answers, without this one: (sum − R) / (n − 1)"),
     Wrong("no penalty", lambda r, p, q, beta: _advantage(r, p, p, beta),
           "the reward alone lets the policy wander off; subtract β (log π_θ − log π_ref) from it first"),
     Wrong("penalty with the wrong sign", lambda r, p, q, beta: _advantage(r, p, q, -beta),
@@ -192,7 +196,9 @@ ADVANTAGE = Exercise("09-advantage", "What an answer is worth beside the others"
     Wrong("beta forgotten", lambda r, p, q, beta: _advantage(r, p, q, 1.0),
           "the log-ratio is multiplied by β"),
     Wrong("divided by B", lambda r, p, q, beta: (lambda t: t - (t.sum() - t) / len(t))(_total(r, p, q, beta)),
-          "there are B − 1 others, not B"),
+          "there are n − 1 others, not n"),
+    Wrong("divided by the spread", lambda r, p, q, beta: (lambda t: (t - t.mean()) / t.std())(_total(r, p, q, beta)),
+          "this is R less the mean of all, in standard deviations, as GRPO has it; here it is R less the mean of the others, and no more"),
 ])
 
 EXERCISES = [ROWS, MIX, LOGPROB, DPO, ADVANTAGE]
