@@ -38,12 +38,12 @@ def own_text(model: nn.Module, start: int, rows: int = 8, length: int = 48) -> l
 
 @torch.no_grad()
 def log_probabilities(model: nn.Module, rows: Sequence[Row]) -> Tensor:
-    """ln p of every next token at the positions that count: (N, V), float64. Raises MiniloraError if no position does."""
+    """ln p of every next token at the positions that count: (N, V), float64, not on a GPU, where such tables fill the memory. Raises MiniloraError if no position does."""
     found = []
     for row in rows:  # one by one: padding would change the order of additions
         ids, labels, _ = collate([row], pad_id_of(model))
         logits = model(ids.to(device_of(model)))[0, :-1]  # (T-1, V)
-        found.append(logits[labels[0, 1:].to(logits.device) != IGNORE].double().log_softmax(-1))
+        found.append(logits[labels[0, 1:].to(logits.device) != IGNORE].double().log_softmax(-1).cpu())
     if not sum(len(part) for part in found):
         raise MiniloraError("the rows hold no token to predict; give rows with answers")
     return torch.cat(found)

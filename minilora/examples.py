@@ -19,7 +19,7 @@ from typing import Sequence
 
 from .errors import MiniloraError
 from .loading import fetch_file
-from .text import read_examples, read_split
+from .text import Tokenizer, encode_example, read_examples, read_split
 
 SPLITS = ("train", "valid", "test")
 
@@ -50,12 +50,20 @@ def splits(source: str | os.PathLike | OnTheHub, seed: int = 0, held_back: float
     return {"valid": found[:each], "test": found[each : 2 * each], "train": found[2 * each :]}
 
 
+def short_enough(found: dict[str, list[dict]], tokenizer: Tokenizer, most: int) -> dict[str, list[dict]]:
+    """The examples of each split that need at most `most` tokens, question and answer together. Raises MiniloraError where a split loses all."""
+    kept = {split: [each for each in examples if len(encode_example(each, tokenizer)[0]) <= most] for split, examples in found.items()}
+    for split in (split for split, examples in kept.items() if not examples):
+        raise MiniloraError(f"no example of {split} fits into {most} tokens; allow more, or give shorter ones")
+    return kept
+
+
 def from_hub(source: OnTheHub) -> list[dict]:
     """Its examples as prompt and response. Raises MiniloraError with the remedy where it cannot be fetched or has other fields."""
     path = fetch_file(source.name, source.file)
     text = path.read_text(encoding="utf-8")
     try:
-        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.split("\n") if line.strip()]
     except ValueError as error:
         raise MiniloraError(f"{source.file} of {source.name} is neither JSON Lines nor a list in JSON ({error}); name another of its files") from error
     return [example(row, source) for row in rows]

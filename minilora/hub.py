@@ -92,11 +92,23 @@ def load(
         wrong, choices = (method, METHODS) if method not in METHODS else (stack, ("transformers", "minilora"))
         raise MiniloraError(f"{wrong!r} is not known; choose {', '.join(choices)}")
     folder, device = resolve(str(name)), pick_device(device)
+    _let_go(device)
     require_room(folder, method, device, free)
     if stack == "minilora":
         packed = {"qlora": code, "int8": INT8}.get(method)
         return load_base(folder, device, recipe(packed) if packed else None, trained=method == "full")
     return _load_theirs(folder, method, device, code, dtype)
+
+
+def _let_go(device: str) -> None:
+    """Give the driver back what models before this one have left on a GPU: what torch keeps for itself counts as taken there."""
+    if device.startswith("cuda"):
+        import gc
+
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _load_theirs(folder: Path, method: str, device: str, code: str, dtype: torch.dtype | None) -> nn.Module:
@@ -354,9 +366,9 @@ def answering(model: nn.Module) -> nn.Module:
     class Answering(nn.Module):
         """Holds the model and speaks for it."""
 
-        def __init__(self):
+        def __init__(self, inner: nn.Module):  # an argument: a class stands in a circle, and a model that it knew would stay until a collection
             super().__init__()
-            self.inner, self.config = model, model.config
+            self.inner, self.config = inner, inner.config
 
         def forward(self, ids, attention_mask=None):
             return self.inner(ids, attention_mask=attention_mask).logits  # (B, T, V)
@@ -375,4 +387,4 @@ def answering(model: nn.Module) -> nn.Module:
                     streamer=Listener(on_token) if on_token else None, **sampled,
                 )
 
-    return Answering().train(model.training)
+    return Answering(model).train(model.training)

@@ -1,18 +1,20 @@
 """A chat by `Conversation`, and its panel without a browser: streaming, stopping, escaping, and errors that are seen."""
 
+import gc
 import re
 import threading
+import weakref
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
 
-from minilora import text
+from minilora import hub, text
 from minilora.chat import Conversation, Stream, reply
 from minilora.errors import MiniloraError
 from minilora.explore.chatpanel import Panel, render
 from minilora.explore.live import LossPicture
-from minilora.llama import Llama
+from minilora.llama import Config, Llama
 from minilora.sampling import generate
 
 
@@ -140,3 +142,15 @@ def test_the_loss_picture_grows_with_the_run():
     late(3, 0.5)
     assert late.html() == picture.html()
     ElementTree.fromstring(late.html())
+
+
+def test_a_model_that_has_answered_goes_with_its_last_name():
+    model = Llama(Config(64, 16, 32, 1, 2, 2))
+    seen = weakref.ref(model)
+    gc.disable()  # a GPU's memory does not wait for a collection
+    try:
+        speaker = hub.answering(model)
+        del speaker, model
+        assert seen() is None
+    finally:
+        gc.enable()

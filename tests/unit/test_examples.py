@@ -8,9 +8,9 @@ import pytest
 from test_loading import cache  # noqa: F401  a fixture
 
 from minilora.errors import MiniloraError
-from minilora.examples import OnTheHub, splits
+from minilora.examples import OnTheHub, short_enough, splits
 from minilora.files import data_folder
-from minilora.text import read_split
+from minilora.text import Tokenizer, encode_example, read_split
 
 pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -20,7 +20,8 @@ ROWS = [{"instruction": f"add {i}", "context": "" if i % 2 else f"to {i}", "resp
 class DataHub(BaseHTTPRequestHandler):
     """Has one data set with three files; asked paths are kept."""
 
-    files = {"rows.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS), "rows.json": json.dumps(ROWS), "broken.jsonl": "{"}
+    files = {"rows.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS), "rows.json": json.dumps(ROWS), "broken.jsonl": "{",
+             "lines.jsonl": json.dumps({**ROWS[0], "response": "one\u2028two\x85three"}, ensure_ascii=False) + "\n" + "".join(json.dumps(row) + "\n" for row in ROWS[1:])}  # fmt: skip
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -91,3 +92,17 @@ def test_what_cannot_be_had_is_one_line(hub, source, told):
     with pytest.raises(MiniloraError) as caught:
         splits(source)
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_line_ends_where_json_lines_end_and_nowhere_else(hub):
+    found = splits(OnTheHub("someone/rows", "lines.jsonl", ("instruction", "context", "response")))
+    assert "one\u2028two\x85three" in [each["response"] for split in found.values() for each in split]
+
+
+def test_what_is_too_long_is_left_out_of_each_split():
+    tokenizer = Tokenizer.from_pretrained(data_folder() / "base")
+    short, long = {"prompt": "a", "response": "b"}, {"prompt": "a", "response": "b " * 50}
+    most = len(encode_example(short, tokenizer)[0])
+    assert short_enough({"train": [short, long], "test": [long, short, short]}, tokenizer, most) == {"train": [short], "test": [short, short]}
+    with pytest.raises(MiniloraError, match=f"no example of test fits into {most} tokens"):
+        short_enough({"train": [short], "test": [long]}, tokenizer, most)
