@@ -68,6 +68,9 @@ def check_rows(model: nn.Module, rows: Sequence[Row]) -> None:
 
 def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
     _check_limits(config, int(ids.min()), int(ids.max()), int(mask.sum(1).max()))
+    blank = (mask.sum(1) == 0).nonzero().flatten().tolist()
+    if blank:
+        raise CheckFailed(f"row {blank[0] + 1} of the batch is nothing but padding; leave empty examples out: attention over nothing is 0/0")
     learned = labels != IGNORE
     if not bool(learned[:, 1:].any()):
         raise CheckFailed("all labels of the first batch are masked (-100): nothing to learn; put the answer in `response`")

@@ -1,8 +1,8 @@
 """Lesson 09: two adapters that speak at once, each with its weight, and what is left of the two tasks.
 
 What it replaces: the hope that the sum of two adapters can do the sum of two tasks.
-How it works: `benchmarks/mixing.py` mixed pairs of the shipped adapters at every pair of weights and asked test questions of both tasks;
-`benchmarks/results/sweep-mixing.json` keeps how many answers were right, for three draws of questions. The picture shows both tasks as maps
+How it works: `benchmarks/mixing.py` mixed pairs of adapters at every pair of weights and asked test questions of both tasks;
+`benchmarks/results/sweep-mixing.json` keeps how many answers were right, for three trainings of each adapter. The picture shows both tasks as maps
 over the two weights with the chosen point ringed, its scores with their spread, and what the mixture answered to one question of each task.
 What it leaves out: weights and pairs that the table does not have.
 Where numerics differ: nowhere; it shows the table.
@@ -35,7 +35,7 @@ def table() -> dict:
 
 @functools.cache
 def scores(pair: str) -> dict[tuple[float, float], tuple[list[float], list[float]]]:
-    """(weight of the first, weight of the second) → percent right of the first task and of the second, one number a draw."""
+    """(weight of the first, weight of the second) → percent right of the first task and of the second, one number a training."""
     found: dict = {}
     for run in table()["runs"]:
         if run["adapters"] == pair.split(" + "):
@@ -53,7 +53,7 @@ def examples(pair: str) -> tuple[list[str], dict]:
     """What was wanted of the first question of each task, and what each mixture answered, by weights."""
     from ..text import read_split
 
-    run = next(run for run in table()["runs"] if run["adapters"] == pair.split(" + ") and run["draw"] == 0)
+    run = next(run for run in table()["runs"] if run["adapters"] == pair.split(" + ") and run["seed"] == 0)
     wanted = [read_split(data_folder() / "tasks" / name, "test")[0]["response"] for name in run["adapters"]]
     return wanted, {tuple(point[:2]): answers for point, answers in zip(run["points"], run["answers"])}
 

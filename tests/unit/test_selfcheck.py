@@ -178,6 +178,13 @@ def test_reentrant_checkpointing_without_input_gradients(model, rows):
         train.check(model, collate(rows, 0))
 
 
+def test_a_row_of_padding_alone_is_named(model, rows):
+    ids, labels, mask = collate(rows, 0)
+    mask[1], labels[1] = 0, IGNORE
+    with pytest.raises(train.CheckFailed, match="row 2 of the batch is nothing but padding"):
+        train.check(model, (ids, labels, mask))
+
+
 def test_fit_checks_before_it_writes(model, rows, tmp_path):
     freeze_all(model, None)
     with pytest.raises(train.CheckFailed):
