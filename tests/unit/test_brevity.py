@@ -89,7 +89,7 @@ def test_the_shipped_adapters_load_in_peft():
 def test_the_tables_of_the_lesson_are_whole_and_of_the_shipped_base():
     told = json.loads((short_runs.RESULTS / "sweep-mixing.json").read_text(encoding="utf-8"))
     assert told["base"] == short_runs.fingerprint(), "made with another base; run benchmarks/mixing.py again"
-    assert [(" + ".join(run["adapters"]), run["draw"]) for run in told["runs"]] == [(pair, draw) for draw in mixing.DRAWS for pair in mixing.PAIRS]
+    assert [(" + ".join(run["adapters"]), run["seed"]) for run in told["runs"]] == [(pair, seed) for seed in mixing.SEEDS for pair in mixing.PAIRS]
     for run in told["runs"]:
         assert len(run["points"]) == len(run["answers"]) == len(mixing.WEIGHTS) ** 2
         assert all(0 <= hits <= run["asked"] for _, _, *right in run["points"] for hits in right)
