@@ -1,7 +1,8 @@
 """Learning from judgements: DPO, and a policy gradient with a KL penalty, with one copy of the model in memory.
 
 What it replaces: TRL's `DPOTrainer` and `RLOOTrainer`, and the second model that their simplest form loads as a reference.
-How it works: π_θ is the model with its adapter, π_ref the same model with the adapter silenced (`lora.disabled`): the weights exist once.
+How it works: π_θ is the model with its adapter, π_ref the same model with the adapter silenced (`lora.disabled`): the weights exist once, which
+`watched` lets one see while either method trains.
 log π(y|x) is the sum of the log-probabilities of an answer's tokens. From pairs (x, y_w preferred, y_l not) DPO (Rafailov et al. 2023) learns by
 
     L = −log σ( β [ log π_θ(y_w|x)/π_ref(y_w|x) − log π_θ(y_l|x)/π_ref(y_l|x) ] )
@@ -14,9 +15,11 @@ Where numerics differ: the loss of DPO is computed by softplus, in float32; answ
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -73,13 +76,42 @@ def reference_logprobs(model: nn.Module, rows: Sequence[Row]) -> Tensor:
 
 
 def stored_bytes(*models: nn.Module) -> int:
-    """Bytes of all parameters and buffers of `models` together; a storage that several tensors or models share counts once."""
+    """Bytes of all parameters and buffers of `models` together; a storage that several tensors or models share counts once.
+
+    A copy that stands elsewhere, such as the old weights that a merge keeps, is not seen here; `watched` sees it.
+    """
+    return _bytes(tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
     found = {}
-    for model in models:
-        for tensor in (*model.parameters(), *model.buffers()):
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module) -> Iterator[list[int]]:
+    """Inside, whenever a minilora Llama reads whole rows, the bytes of all tensors in this process, whoever holds them, join the list.
+
+    The first entry is the state before. A second copy of the weights shows as growth, be it hidden in a list or made for one pass alone.
+    """
+
+    def living() -> int:
+        return _bytes(each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter) and each.device.type != "meta")
+
+    def note(module: nn.Module, given: tuple) -> None:
+        if isinstance(module, type(model.model)) and given[0].shape[1] > 1:  # not at every token that is drawn
+            seen.append(living())
+
+    gc.collect()  # what is garbage already must not make room, unseen, for a copy
+    seen = [living()]
+    hook = nn.modules.module.register_module_forward_pre_hook(note)  # of every model: a copy is one, too
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 # ------------------------------------------------------------------------------------------------------------------ DPO

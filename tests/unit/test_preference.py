@@ -1,5 +1,6 @@
 """DPO and the policy gradient: beside other formulas, by expectation over every answer, and with the weights in memory once."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from minilora import lora, preference
 from minilora.errors import MiniloraError
-from minilora.llama import Llama
+from minilora.llama import Config, Llama
 from minilora.text import IGNORE, Tokenizer, encode_example, encode_rows
 
 EXAMPLES = [{"prompt": f"say {word}", "response": word * (1 + i % 3)} for i, word in enumerate("abcdef")]
@@ -63,6 +64,39 @@ def test_weights_that_are_shared_are_stored_once(tiny_folder, model):
     plain.register_buffer("view", plain.model.embed_tokens.weight.detach()[:3])
     assert preference.stored_bytes(plain) == once
     assert preference.stored_bytes(model) == once + sum(p.nbytes for p in lora.trainable_parameters(model))
+
+
+def _hidden_copy(kept):
+    """A reference from a second model, as a trainer would load it: kept out of sight of parameters(), or made anew for each pass."""
+
+    def reference_logprobs(model, rows):
+        copied = copy.deepcopy(model)
+        model.__dict__.setdefault("out_of_sight", [])[:] = [copied] if kept else []
+        with torch.no_grad(), lora.disabled(copied):
+            return preference.answer_logprobs(copied, rows)
+
+    return reference_logprobs
+
+
+@pytest.mark.parametrize("fit", ["dpo", "policy"])
+@pytest.mark.parametrize("reference", ["the silenced model", "a kept copy", "a passing copy"])
+def test_while_it_trains_a_second_copy_cannot_hide(tokenizer, rows, monkeypatch, fit, reference):
+    base = Llama(Config(tokenizer.vocab_size, 256, 512, 2, 4, 2))
+    once, model = preference.stored_bytes(base), lora.add_lora(base, rank=2)
+    if reference != "the silenced model":
+        monkeypatch.setattr(preference, "reference_logprobs", _hidden_copy(kept="kept" in reference))
+    settings = preference.Settings(2, 2)
+    with preference.watched(model) as seen:
+        if fit == "dpo":
+            preference.fit_dpo(model, [preference.Pair(a, b) for a, b in zip(rows, rows[1:])], settings)
+        else:
+            preference.fit_policy(model, tokenizer, EXAMPLES, lambda example, answer: float(len(answer)), settings, max_new_tokens=2)
+    assert len(seen) > 4  # two passes of each step at least, and what was before
+    assert (max(seen) - seen[0] < once / 2) == (reference == "the silenced model"), [each - seen[0] for each in seen]
+    assert preference.stored_bytes(model) == once + sum(p.nbytes for p in lora.trainable_parameters(model)), "which the model's own count does not show"
+    noted = len(seen)
+    preference.answer_logprobs(model, rows)
+    assert len(seen) == noted, "afterwards nobody looks"
 
 
 # -- DPO
