@@ -19,7 +19,7 @@ from typing import Sequence
 
 from .errors import MiniloraError
 from .loading import fetch_file
-from .text import Tokenizer, encode_example, read_examples, read_split
+from .text import Tokenizer, encode_example, messages_of, read_examples, read_split
 
 SPLITS = ("train", "valid", "test")
 
@@ -56,6 +56,12 @@ def short_enough(found: dict[str, list[dict]], tokenizer: Tokenizer, most: int) 
     for split in (split for split, examples in kept.items() if not examples):
         raise MiniloraError(f"no example of {split} fits into {most} tokens; allow more, or give shorter ones")
     return kept
+
+
+def asked(examples: Sequence[dict]) -> list[tuple[str, str]]:
+    """Of each example the last question, "" where nothing is asked, and the answer that is wanted. Raises MiniloraError for a bare `text`."""
+    turns = [messages_of(example) for example in examples]
+    return [(each[-2]["content"] if len(each) > 1 else "", each[-1]["content"]) for each in turns]
 
 
 def from_hub(source: OnTheHub) -> list[dict]:

@@ -2,7 +2,8 @@
 
 What it replaces: finding out on a rented card, by the hour.
 How it works: see `minilora.exercises`. The inputs hold the cases where a wrong rule and the right one part: a T4, batches that are no powers of
-two, gradients that overflow just before the factor would grow, runs whose last step is not full.
+two, steps that a number divides which does not divide their batch, gradients that overflow just before the factor would grow, runs whose last
+step is not full, and runs whose last step is.
 What it leaves out: optimizers other than AdamW; several cards.
 Where numerics differ: nowhere.
 """
@@ -49,16 +50,27 @@ FORMAT = Exercise("13-format", "The number format that a card really has", _card
 
 
 def _steps(rng):
-    return [(24, 1, 9), (12, 2, 5), (16, 1, 16), (int(rng.integers(5, 9)) * 6, 3, int(rng.integers(7, 12)))],
+    return [(24, 1, 9), (12, 2, 5), (16, 1, 16), (30, 3, 9), (int(rng.integers(5, 9)) * 6, 3, int(rng.integers(7, 12)))],
+
+
+def _divisor(number, batch, most):
+    return max(rows for rows in range(1, min(batch, most) + 1) if number % rows == 0)
 
 
 def _smaller(batch, accumulate, most):
-    fits = max(rows for rows in range(1, batch + 1) if rows <= most and batch % rows == 0)
-    return fits, accumulate * batch // fits
+    fits = _divisor(batch * accumulate, batch, most)
+    return fits, batch * accumulate // fits
+
+
+def _of_the_batch(batch, accumulate, most):
+    fits = _divisor(batch, batch, most)
+    return fits, batch * accumulate // fits
 
 
 def _each_step(answer, cases):
-    return [answer(*case) for case in cases]
+    """In words, so that 3.0 is not 3: a run takes whole numbers only."""
+    told = [answer(*case) for case in cases]
+    return ["{} rows, {} times".format(*each) if isinstance(each, (tuple, list)) and len(each) == 2 else each for each in told]
 
 
 def _halved(batch, accumulate, most):
@@ -69,15 +81,19 @@ def _halved(batch, accumulate, most):
 
 SMALLER = Exercise("13-smaller", "Out of memory: fewer rows at once, the same step", _steps, _smaller, [
     Wrong("as many rows as fit", lambda b, a, m: (min(b, m), math.ceil(a * b / min(b, m))),
-          "rows · batches must stay what it was, or the step is another one: take a divisor of the batch"),
+          "rows · batches must stay what it was, or the step is another one: take a divisor of the whole step"),
     Wrong("accumulation left as it was", lambda b, a, m: (_smaller(b, a, m)[0], a),
           "with fewer rows at once and no more batches the step learns from fewer rows; multiply accumulate by what you took away"),
     Wrong("one row at a time", lambda b, a, m: (1, a * b),
           "the same step, but slower than need be: take the largest divisor that fits"),
     Wrong("halved until it fits", _halved,
           "halves of odd numbers are rounded, and a larger divisor may fit: try every number of rows up to what fits"),
-    Wrong("accumulate begun anew", lambda b, a, m: (_smaller(b, a, m)[0], b // _smaller(b, a, m)[0]),
+    Wrong("accumulate begun anew", lambda b, a, m: (_of_the_batch(b, a, m)[0], b // _of_the_batch(b, a, m)[0]),
           "the run accumulated already: multiply its number of batches, do not replace it"),
+    Wrong("divisors of the batch alone", _of_the_batch,
+          "the same step, but a larger number may divide all its rows: 9 does not divide 30, but it divides 3 · 30"),
+    Wrong("no whole number of batches", lambda b, a, m: (_smaller(b, a, m)[0], a * b / _smaller(b, a, m)[0]),
+          "/ makes a float of 3: a run takes whole numbers only, so divide by //"),
 ], run=_each_step)
 
 # -------------------------------------------------------------------------------------------------------- the loss scale
@@ -118,8 +134,9 @@ SCALE = Exercise("13-scale", "The factor that keeps fp16 gradients alive", _over
 # --------------------------------------------------------------------------------------------------------------- the bill
 
 
-def _run(rng):
-    return int(rng.integers(7, 40)) * 1000 + 7, 3, 16, float(rng.uniform(20, 60)), float(rng.choice([65.0, 121.0, 165.0])), 0.4, float(rng.uniform(0.4, 0.9))
+def _runs(rng):
+    sizes = int(rng.integers(7, 40)) * 1000 + 7, int(rng.integers(400, 2000)) * 16, 2000 + 5  # the last step not full, full, a third full
+    return [(size, 3, 16, float(rng.uniform(20, 60)), float(rng.choice([65.0, 121.0, 165.0])), 0.4, float(rng.uniform(0.4, 0.9))) for size in sizes],
 
 
 def _bill(examples, epochs, batch, flops, rate, share, price):
@@ -128,7 +145,18 @@ def _bill(examples, epochs, batch, flops, rate, share, price):
     return steps, hours, hours * price
 
 
-BILL = Exercise("13-bill", "Steps, hours and dollars", _run, _bill, [
+def _for(steps, flops, rate, share, price):
+    """The bill of so many steps, however they were counted."""
+    return steps, *_bill(steps, 1, 1, flops, rate, share, price)[1:]
+
+
+def _named(answer, cases):
+    """Each number by itself: the check measures an error against the largest number beside it, and steps are thousands."""
+    told = [answer(*case) for case in cases]
+    return [dict(zip(("steps", "hours", "dollars"), each)) if isinstance(each, (tuple, list)) and len(each) == 3 else each for each in told]
+
+
+BILL = Exercise("13-bill", "Steps, hours and dollars", _runs, _bill, [
     Wrong("the data sheet's rate", lambda e, n, b, f, r, s, p: _bill(e, n, b, f, r, 1.0, p),
           "no training loop reaches the rate of the data sheet; divide by the share that you believe in"),
     Wrong("multiplied by the share", lambda e, n, b, f, r, s, p: _bill(e, n, b, f, r, 1 / s, p),
@@ -139,8 +167,14 @@ BILL = Exercise("13-bill", "Steps, hours and dollars", _run, _bill, [
           "a step takes `batch` examples at once, and the operations given are those of a whole step"),
     Wrong("the last step forgotten", lambda e, n, b, f, r, s, p: _bill(e // b * b, n, b, f, r, s, p),
           "the examples that fill no whole batch are a step, too: round up"),
+    Wrong("always one step more", lambda e, n, b, *rest: _for((e // b + 1) * n, *rest),
+          "where the examples fill every batch there is no step beside them: round up, do not add one"),
+    Wrong("rounded once, at the end", lambda e, n, b, *rest: _for(math.ceil(e * n / b), *rest),
+          "each epoch ends with a batch that is not full: round up first, then multiply by the epochs"),
     Wrong("seconds for hours", lambda e, n, b, f, r, s, p: (_bill(e, n, b, f, r, s, p)[0], *(3600 * x for x in _bill(e, n, b, f, r, s, p)[1:])),
           "operations / operations per second is seconds; an hour has 3600 of them"),
-], tolerance=1e-6)
+    Wrong("tflop taken for those of one example", lambda e, n, b, f, r, s, p: _bill(e, n, b, f * b, r, s, p),
+          "the operations given are those of a whole step, all its rows together"),
+], run=_named, tolerance=1e-6)
 
 EXERCISES = [FORMAT, SMALLER, SCALE, BILL]

@@ -8,7 +8,7 @@ import pytest
 from test_loading import cache  # noqa: F401  a fixture
 
 from minilora.errors import MiniloraError
-from minilora.examples import OnTheHub, short_enough, splits
+from minilora.examples import OnTheHub, asked, short_enough, splits
 from minilora.files import data_folder
 from minilora.text import Tokenizer, encode_example, read_split
 
@@ -106,3 +106,12 @@ def test_what_is_too_long_is_left_out_of_each_split():
     assert short_enough({"train": [short, long], "test": [long, short, short]}, tokenizer, most) == {"train": [short], "test": [short, short]}
     with pytest.raises(MiniloraError, match=f"no example of test fits into {most} tokens"):
         short_enough({"train": [short], "test": [long]}, tokenizer, most)
+
+
+def test_of_each_shape_the_last_question_and_its_answer():
+    turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    chat = [turn("system", "s"), turn("user", "one"), turn("assistant", "1"), turn("user", "two"), turn("assistant", "2")]
+    found = asked([{"prompt": "p", "response": "r"}, {"messages": chat}, {"messages": [turn("assistant", "alone")]}])
+    assert found == [("p", "r"), ("two", "2"), ("", "alone")]
+    with pytest.raises(MiniloraError, match="only `text` has no question"):
+        asked([{"text": "a story"}])

@@ -31,7 +31,7 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer(200, {"commitUrl": f"http://127.0.0.1:{self.server.server_port}/me/mine/commit/0", "commitOid": "0" * 40})
 
     def do_GET(self):
-        self.answer(200, {"siblings": []})
+        self.answer(200, {"id": "me/mine", "private": not self.server.public, "siblings": []})
 
     def answer(self, status, content):
         body = json.dumps(content).encode()
@@ -48,7 +48,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.heard, server.refuses = [], False
+    server.heard, server.refuses, server.public = [], False, False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     import huggingface_hub.hf_api as api
 
@@ -89,6 +89,14 @@ def test_only_the_adapter_and_a_card_go_up_and_into_a_private_place(folder, hub)
     assert "secret" not in "".join(body for _, body in hub.heard)
 
 
+def test_a_public_repository_that_is_there_already_gets_nothing_unless_told(folder, hub):
+    hub.public = True
+    with pytest.raises(MiniloraError, match="me/mine is there already and public; name another"):
+        share(folder, "me/mine")
+    assert not any("/commit/" in path or "/preupload/" in path for path, _ in hub.heard)
+    assert share(folder, "me/mine", private=False).endswith("in public repository me/mine")
+
+
 def test_a_refusal_is_one_line(folder, hub):
     hub.refuses = True
     with pytest.raises(MiniloraError, match="'me/mine' cannot be written .*hf auth login") as caught:
@@ -96,9 +104,11 @@ def test_a_refusal_is_one_line(folder, hub):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_this_machine_is_named_to_nobody(folder, hub, tmp_path):
+def test_a_folder_of_this_machine_is_named_to_nobody(folder, hub, tmp_path, monkeypatch):
     config = json.loads((folder / "adapter_config.json").read_text())
-    for base in (str(tmp_path), "./here", "~/models", None):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "models").mkdir(parents=True)
+    for base in (str(tmp_path), "./here", "~/models", "my/models", "tiny", None):
         (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
         with pytest.raises(MiniloraError, match="nobody else can find"):
             share(folder, "me/mine")
