@@ -12,6 +12,7 @@ Where numerics differ: peaks are those of `estimate`; the driver's context is a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Iterator
 
@@ -60,6 +61,12 @@ def _halves(value: int, least: int) -> Iterator[int]:
         yield value
 
 
+def _parts(rows: int) -> list[int]:
+    """Numbers below `rows` that divide it, the largest first: only equal parts make the same update."""
+    small = [n for n in range(1, math.isqrt(rows) + 1) if rows % n == 0]
+    return sorted({n for low in small for n in (low, rows // low)} - {rows}, reverse=True)
+
+
 def _candidates(setup: Setup) -> Iterator[tuple[dict, str]]:
     """Changes in the order of what they cost. Of a row of alternatives the mildest comes first."""
     if setup.attention == "eager":
@@ -68,7 +75,7 @@ def _candidates(setup: Setup) -> Iterator[tuple[dict, str]]:
         yield {"foreach": False}, "AdamW in one kernel (fused=True): the same result without a parameter-sized temporary"
     if setup.trains and not setup.checkpointing:
         yield {"checkpointing": True}, "checkpointing: the same result, about a third more time"
-    for batch in _halves(setup.batch, 1):
+    for batch in _parts(setup.batch):
         yield {"batch": batch}, f"{batch} row{'s' if batch > 1 else ''} at a time, accumulated over {setup.batch // batch}: the same update"
     if setup.adapters and setup.precision in ("fp32", "autocast") or setup.method == "inference" and setup.precision == "fp32":
         yield {"precision": "bf16"}, "the base in 16 bits"

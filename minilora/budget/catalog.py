@@ -291,16 +291,23 @@ def read_config(path: Path) -> dict:
 
 def shape_of(fields: dict, name: str = "config.json") -> Shape:
     """The shape in a config.json's fields. Raises MiniloraError for another architecture or a missing number."""
-    kind = fields.get("model_type", "llama")
+    kind = str(fields.get("model_type", "llama"))
     if kind not in FAMILIES:
-        raise nearest("model_type", str(kind), FAMILIES, "; the closed forms hold for these")
+        raise nearest("model_type", kind, FAMILIES, "; the closed forms hold for these")
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    for field in (*needed, "num_key_value_heads", "head_dim"):
+    for field in (*needed, "num_key_value_heads", "head_dim", "max_position_embeddings"):
         value = fields.get(field)
         if not (value is None and field not in needed) and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise MiniloraError(f"{name}: {field} is {value!r}; it must be a whole number of at least 1")
     numbers = [fields[field] for field in needed]
-    kv_heads = fields.get("num_key_value_heads") or numbers[3]
+    hidden, heads = numbers[0], numbers[3]
+    kv_heads = fields.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise MiniloraError(f"{name}: num_attention_heads is {heads}, no multiple of num_key_value_heads {kv_heads}; each key head serves equally many")
+    if not fields.get("head_dim") and hidden % heads:
+        raise MiniloraError(f"{name}: hidden_size is {hidden}, no multiple of num_attention_heads {heads}; give head_dim, too")
+    if (fields.get("head_dim") or hidden // heads) % 2:
+        raise MiniloraError(f"{name}: the heads' size is {fields.get('head_dim') or hidden // heads}; rotary positions turn pairs, so it must be even")
     qwen, bias = kind == "qwen2", bool(fields.get("attention_bias"))
     shape = Shape(name, *numbers[:4], kv_heads, numbers[4], fields.get("head_dim") or 0, bool(fields.get("tie_word_embeddings")))
     return replace(shape, family=FAMILIES[kind], qkv_bias=qwen or bias, out_bias=bias and not qwen,
@@ -320,16 +327,27 @@ def llama_config(name: str | Path | Shape):
     )  # fmt: skip
 
 
+SPOKEN = {"nvidia", "tesla", "geforce", "gpu", "gb", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e"}  # words of CUDA's names that tell no card from another
+
+
+def words(name: str) -> set[str]:
+    """A card's name cut into words and numbers: "NVIDIA A100-SXM4-40GB" → nvidia, a100, sxm4, 40, gb."""
+    return set(re.findall(r"[a-z]+\d*[a-z]*|\d+", str(name).lower()))
+
+
 def gpu(name: str | GPU) -> GPU:
-    """A card by name; case, spaces and hyphens do not matter. Raises MiniloraError with the nearest names."""
+    """A card by name; case, spaces and hyphens do not matter, and CUDA's own names ("NVIDIA H100 80GB HBM3") are known. Raises MiniloraError with the nearest names."""
     if isinstance(name, GPU):
         return name
     plain = {_plain(each): card for each, card in GPUS.items()}
     wanted = _plain(name).removesuffix("gb")
     wanted = {"a100": "a10080", "h100sxm": "h100", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090", "a6000": "rtxa6000"}.get(wanted, wanted)
-    if wanted not in plain:
-        raise nearest("GPU", name, GPUS)
-    return plain[wanted]
+    if wanted in plain:
+        return plain[wanted]
+    for card in GPUS.values():
+        if words(card.name) <= words(name) <= words(card.name) | SPOKEN | {f"{card.memory / 1e9:g}"}:
+            return card
+    raise nearest("GPU", name, GPUS)
 
 
 def _plain(name: str) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from ..errors import MiniloraError
 from . import memory
 from .catalog import GPU, Linear, gpu
-from .setup import Setup, make
+from .setup import LARGEST, Setup, make
 
 DECODING = 0.6  # of the bandwidth; what well-made kernels reach when they generate one token at a time
 
@@ -153,12 +153,12 @@ class Plan:
 
 
 def updates(examples: int, epochs: float = 1, batch: int = 1, accumulate: int = 1, devices: int = 1) -> int:
-    """Optimizer steps for so many examples: ⌈examples / rows of one update⌉ for each epoch. Raises MiniloraError for numbers below 1."""
+    """Optimizer steps for so many examples: ⌈examples / rows of one update⌉ for each epoch. Raises MiniloraError for numbers that cannot be."""
     for name, value in {"examples": examples, "batch": batch, "accumulate": accumulate, "devices": devices}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise MiniloraError(f"{name} is {value!r}; give a whole number of at least 1")
-    if not (isinstance(epochs, (int, float)) and epochs > 0 and math.isfinite(epochs)):
-        raise MiniloraError(f"epochs is {epochs!r}; give a number above 0")
+    if not (isinstance(epochs, (int, float)) and 0 < epochs <= LARGEST):
+        raise MiniloraError(f"epochs is {epochs!r}; give a number above 0 and at most {LARGEST:,}")
     return math.ceil(math.ceil(examples / (batch * accumulate * devices)) * epochs)
 
 

@@ -10,18 +10,16 @@ Where numerics differ: the usable bytes are CUDA's own figure for this very card
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
-from .catalog import GPU, GPUS
+from .catalog import GPU, GPUS, words
 
 
 def match(name: str, total: int) -> GPU | None:
     """The card of the catalogue that CUDA calls `name`, with `total` bytes; None if there is none."""
-    words = set(re.findall(r"[a-z]+\d*[a-z]*|\d+", name.lower()))
     for card in GPUS.values():
-        own = re.findall(r"[a-z]+\d*[a-z]*|\d+", card.name.lower().removesuffix(" 40").removesuffix(" 80"))  # the A100's two sizes
-        if set(own) <= words and abs(total / card.usable - 1) < 0.1:
+        own = words(card.name.removesuffix(" 40").removesuffix(" 80"))  # the A100's two sizes
+        if own <= words(name) and abs(total / card.usable - 1) < 0.1:
             return card
     return None
 

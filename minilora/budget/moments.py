@@ -162,10 +162,12 @@ def _checkpointed(found: Record, kept: int, gradients: int) -> tuple[int, int]:
         layer = ops[starts[number] : starts[number + 1]]
         if number + 1 == len(found.inputs) // 2:
             walk.live += gradients - kept
-        if number or not leaf(found.tape.setup):
-            walk.live -= found.inputs[number].bytes  # counted again where the layer keeps it
-        walk.forward(layer, keep=True)
-        walk.backward(layer)
+        if number or found.tape.setup.whole:
+            walk.live -= found.inputs[number].bytes  # counted again where the layer keeps it; frozen token vectors are kept by no node
+        again = max(i for i, op in enumerate(layer) if op.keeps) + 1  # what follows keeps nothing, so it goes back before anything is computed again
+        walk.backward(layer[again:])
+        walk.forward(layer[:again], keep=True)
+        walk.backward(layer[:again])
     if len(found.inputs) == 1:
         walk.live += gradients - kept
     walk.live -= passed

@@ -30,6 +30,7 @@ METHODS = {  # method → (what the linear layers of the base are kept as, preci
 }
 PRECISIONS = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "autocast": (4, 2)}  # bytes of a weight, bytes in a product
 OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "sgd")
+LARGEST = 10**9  # of batch, seq, rank and block: beyond it no run is meant
 CODES = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}  # bits of one index
 CHOICES = {
     "method": tuple(METHODS), "precision": tuple(PRECISIONS), "optimizer": OPTIMIZERS, "attention": ("sdpa", "eager"),
@@ -169,6 +170,8 @@ def _check(setup: Setup) -> None:
         value = getattr(setup, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise MiniloraError(f"{name} is {value!r}; give a whole number of at least 1")
+        if value > LARGEST:
+            raise MiniloraError(f"{name} is {value:,}; give at most {LARGEST:,}")
     for each in sorted(setup.targeted, key=lambda each: min(each.inputs, each.outputs))[:1]:  # the tightest: its limit holds for all
         if setup.rank > min(each.inputs, each.outputs):
             raise MiniloraError(
@@ -182,5 +185,7 @@ def _check(setup: Setup) -> None:
         raise MiniloraError(f"method {method} means precision {METHODS[method][1]}, not {setup.precision}; choose full, mixed or full-bf16")
     if not (isinstance(setup.learned, int) and 0 <= setup.learned <= setup.tokens):
         raise MiniloraError(f"learned is {setup.learned!r}; give 0 (all) to {setup.tokens}, the tokens of the batch")
+    if setup.shape.qkv_bias != setup.shape.out_bias and setup.library == "minilora":
+        raise MiniloraError(f"{setup.shape.name} has biases on queries, keys and values alone, which our Llama has not; give library=\"transformers\"")
     if setup.shape.family != "llama" and setup.library == "minilora":
         raise MiniloraError(f"{setup.shape.name} is no Llama, which is all that minilora runs; give library=\"transformers\"")

@@ -23,6 +23,7 @@ ONLY_HERE = ("optimizer", "foreach", "attention")  # settings for which `finetun
 UTILISATION = 0.4  # of the roofline; what well-made training loops reach
 DECODING = 0.6  # the same of inference: `compute.DECODING`, which is not read before it is needed
 STEPS = 300
+MOST, LEAST = 10**12, 1e-6  # of steps, examples and cards; of the utilisation: what lies beyond is a slip of the keyboard
 PLAIN = ("method", "rank", "targets", "batch", "seq", "checkpointing", "optimizer", "precision", "attention", "code", "device", "library")  # as in Setup
 
 
@@ -98,8 +99,14 @@ def told_notes(told) -> list[str]:
     return [f"{setup.seq:,} tokens are more than the {limit:,} that {setup.shape.name} was made for"]
 
 
-def verdict(found) -> list[str]:
-    """Lines that say whether the card holds the run, and if not, what to change; `found` is an Advice."""
+def option(change, asked: str | None) -> str:
+    """The change as it must be typed: a --precision that was asked for stays, so another method names its own beside it."""
+    words, precision = flag(change.settings), change.budget.setup.precision
+    return f"{words} --precision {precision}" if asked and "method" in change.settings and precision != asked else words
+
+
+def verdict(found, asked: str | None = None) -> list[str]:
+    """Lines that say whether the card holds the run, and if not, what to change; `found` is an Advice, `asked` the --precision that was typed."""
     from ..budget.table import binary, decimal
 
     card = found.card
@@ -111,10 +118,10 @@ def verdict(found) -> list[str]:
     if found.combination is None:
         best = {next(iter(change.settings)): change for change in sorted(found.changes, key=lambda change: change.saves)}
         single = sorted(best.values(), key=lambda change: -change.saves)[:3]
-        much = "".join(f"\n  {flag(change.settings):28} saves {decimal(change.saves)}{mark(change)}" for change in single)
+        much = "".join(f"\n  {option(change, asked):28} saves {decimal(change.saves)}{mark(change)}" for change in single)
         return [*lines, f"nothing that this command can change makes it fit; take a larger card or a smaller model{'; what saves most:' if much else ''}{much}"]
     lines.append("what makes it fit:")
-    lines += [f"  {flag(change.settings):28} saves {decimal(change.saves)}: {change.text}{mark(change)}" for change in found.combination]
+    lines += [f"  {option(change, asked):28} saves {decimal(change.saves)}: {change.text}{mark(change)}" for change in found.combination]
     return [*lines, f"then {decimal(found.room - found.fitting.needs(card))} stay free"]
 
 
@@ -152,14 +159,18 @@ class Length:
 
 def length_of(args) -> Length:
     """The options that say how long. Raises MiniloraError for those that cannot be, or tell nothing here."""
+    from ..budget.setup import LARGEST
+
     asked = {name: getattr(args, name) for name in ("steps", "examples", "epochs", "devices", "utilisation") if getattr(args, name) is not None}
     for name in ("steps", "examples", "devices"):
         if asked.get(name, 1) < 1:
             raise MiniloraError(f"--{name} is {asked[name]}; give 1 or more")
-    if not 0 < asked.get("epochs", 1) < float("inf"):
-        raise MiniloraError(f"--epochs is {asked['epochs']:g}; give a number above 0")
-    if not 0 < asked.get("utilisation", 1) <= 1:
-        raise MiniloraError(f"--utilisation is {asked['utilisation']:g}; give a share above 0 and at most 1, such as {UTILISATION}")
+        if asked.get(name, 1) > MOST:
+            raise MiniloraError(f"--{name} is {asked[name]:.3g}; give at most {MOST:,}" if asked[name] < 1e300 else f"--{name} has {len(str(asked[name]))} digits; give at most {MOST:,}")
+    if not 0 < asked.get("epochs", 1) <= LARGEST:
+        raise MiniloraError(f"--epochs is {asked['epochs']:g}; give a number above 0 and at most {LARGEST:,}")
+    if not LEAST <= asked.get("utilisation", 1) <= 1:
+        raise MiniloraError(f"--utilisation is {asked['utilisation']:g}; give a share from {LEAST:g} to at most 1, such as {UTILISATION}")
     if "steps" in asked and "examples" in asked:
         raise MiniloraError("--steps and --examples both say how long the run is; leave one of them out")
     if "epochs" in asked and "examples" not in asked:
@@ -225,14 +236,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
-def as_json(told, card, length: Length) -> dict:
+def as_json(told, card, length: Length, asked: str | None = None) -> dict:
     """Everything that the text says, and more: bytes, formulas, moments, the card's verdict and the time."""
     from ..budget.advice import advise
 
     found = {**told.to_dict(), "notes": told_notes(told)}
     if card:
         advised = advise(told.setup, card)
-        changes = [{"option": flag(change.settings), "text": change.text, "saves": change.saves, "finetune": not only_here(change.settings)} for change in advised.combination or []]
+        changes = [{"option": option(change, asked), "text": change.text, "saves": change.saves, "finetune": not only_here(change.settings)} for change in advised.combination or []]
         found["gpu"] = {**asdict(card), "need": advised.need, "fits": advised.fits, "free": advised.room - advised.need, "advice": changes, "notes": advised.notes}
         found["time"] = time_of(advised, length)
     return found
@@ -252,7 +263,7 @@ def answer(args) -> tuple:
     """(budget, card or None) of the options. Raises MiniloraError for what cannot be."""
     from .. import budget
 
-    card = budget.catalog.gpu(args.gpu) if args.gpu else None
+    card = budget.catalog.gpu(args.gpu) if args.gpu is not None else None
     if card and args.device == "cpu":
         raise MiniloraError(f"--gpu {args.gpu} asks of a card and --device cpu of a processor; leave one of them out")
     settings = {name: getattr(args, name) for name in PLAIN}
@@ -268,13 +279,13 @@ def run(args) -> int:
 
     length = length_of(args)
     told, card = answer(args)
-    if args.picture:
+    if args.picture is not None:
         from ..budget import picture
         from ..explore.palette import HUES
 
         picture.write(told, args.picture, HUES, [card] if card else [])
     if args.json:
-        print(json.dumps(as_json(told, card, length), indent=1, ensure_ascii=False))
+        print(json.dumps(as_json(told, card, length, args.precision), indent=1, ensure_ascii=False))
         return 0
     print(table.headline(told))
     print(table.table(told, args.explain, card))
@@ -282,7 +293,7 @@ def run(args) -> int:
         print(f"note: {note}")
     if card:
         found = advise(told.setup, card)
-        print("\n".join([*verdict(found), *([time_line(found, length) if told.setup.trains else pace_line(found, length)] if found.fitting else [])]))
+        print("\n".join([*verdict(found, args.precision), *([time_line(found, length) if told.setup.trains else pace_line(found, length)] if found.fitting else [])]))
     elif told.setup.device == "cuda":
         print(without_card(told))
     if args.picture:

@@ -21,8 +21,8 @@ RUNS = {"minilora": {"library": "minilora"}, "peft": {"library": "transformers",
 LIBRARIES = 400 * 10**6  # what torch and the tokenizer take on a processor, beside the step's tensors
 
 
-def setup_of(settings: dict, folder: Path, device: str, longest: int):
-    """The budget's setup for the settings of `finetune`: the backend's Llama, rows as long as the longest."""
+def setup_of(settings: dict, folder, device: str, longest: int):
+    """The budget's setup for the settings of `finetune`: the backend's Llama, rows as long as the longest. folder: of the model, or its Shape."""
     from ..budget.setup import make
 
     cuda = device.startswith("cuda")
@@ -49,6 +49,9 @@ def takes(setup, settings: dict, **changes) -> int:
     from ..budget import estimate
     from ..budget.margins import added as margin
 
+    if "method" in changes:  # another method with the same --precision, --rank and --targets
+        settings = {**settings, "method": changes.pop("method")}
+        setup = setup_of(settings, setup.shape, setup.device, setup.seq)
     told = estimate(setup, **changes)
     return told.with_context + margin(told.setup, *(added(settings) or ()))
 

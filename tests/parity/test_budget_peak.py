@@ -31,6 +31,13 @@ def test_the_peak_on_paper_is_the_ledgers(seed, method, precision):
     assert estimate(setup).peak_allocated == pytest.approx(measure(setup).peak, rel=0.01), setup
 
 
+def test_what_keeps_nothing_goes_back_before_its_layer_is_computed_again():
+    """A detour's sum keeps nothing: its gradients stand already while the layer is computed again; so does the input of a frozen first layer."""
+    shape = catalog.Shape("small", hidden=480, ffn=1536, layers=2, heads=6, kv_heads=3, vocab=4000, head_dim=32, tied=True)
+    setup = make(shape, method="lora", rank=16, seq=128, checkpointing=True, foreach=False, library="minilora", detour="plain", device="cpu")
+    assert estimate(setup).peak_allocated == pytest.approx(measure(setup).peak, rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["llama-7b", "llama-65b", "smollm2-360m"])
 def test_equal_layers_need_not_be_walked_one_by_one(monkeypatch, name):
     for method in ("full", "mixed", "qlora"):

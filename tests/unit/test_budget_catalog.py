@@ -83,6 +83,9 @@ def test_any_config_is_read(tmp_path):
     assert catalog.shape_of(without).kv_heads == 14
 
 
+WHOLE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100)
+
+
 @pytest.mark.parametrize(
     "fields, said",
     [
@@ -90,11 +93,21 @@ def test_any_config_is_read(tmp_path):
         ({"model_type": "llama", "hidden_size": 0}, "hidden_size is 0"),
         ({"model_type": "llama"}, "hidden_size is None"),
         ({"hidden_size": True}, "hidden_size is True"),
+        ({"model_type": ["llama"]}, "unknown model_type"),
+        (WHOLE | {"max_position_embeddings": "many"}, "max_position_embeddings is 'many'"),
+        (WHOLE | {"num_key_value_heads": 3}, "4, no multiple of num_key_value_heads 3"),
+        (WHOLE | {"num_key_value_heads": 8}, "4, no multiple of num_key_value_heads 8"),
+        (WHOLE | {"hidden_size": 30}, "hidden_size is 30, no multiple of num_attention_heads 4"),
+        (WHOLE | {"hidden_size": 28}, "heads' size is 7.*even"), (WHOLE | {"head_dim": 5}, "heads' size is 5.*even"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields, said):
     with pytest.raises(MiniloraError, match=said):
         catalog.shape_of(fields)
+
+
+def test_heads_with_a_size_of_their_own_need_not_divide_the_hidden_size():
+    assert catalog.shape_of(WHOLE | {"hidden_size": 30, "head_dim": 8}).query == 32
 
 
 def test_a_broken_config_is_refused(tmp_path):
@@ -116,7 +129,8 @@ def test_names_are_read_kindly(asked, name):
     assert catalog.model(asked).name == name
 
 
-@pytest.mark.parametrize("asked, name", [("t4", "T4"), ("A100", "A100 80"), ("a100-40gb", "A100 40"), ("rtx4090", "RTX 4090"), ("4090", "RTX 4090"), ("H100 SXM", "H100"), ("A6000", "RTX A6000")])
+@pytest.mark.parametrize("asked, name", [("t4", "T4"), ("A100", "A100 80"), ("a100-40gb", "A100 40"), ("rtx4090", "RTX 4090"), ("4090", "RTX 4090"), ("H100 SXM", "H100"), ("A6000", "RTX A6000"),
+                                         ("Tesla T4", "T4"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-40GB", "A100 40"), ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("NVIDIA L4", "L4")])
 def test_cards_are_read_kindly(asked, name):
     assert catalog.gpu(asked).name == name and catalog.gpu(catalog.gpu(asked)).name == name
 

@@ -188,6 +188,13 @@ def test_advice_makes_it_fit(card, settings, names):
         assert estimate(found.budget.setup, **rest).needs(card) > catalog.gpu(card).usable
 
 
+@pytest.mark.parametrize("rows", [7, 30, 33])
+def test_rows_are_offered_in_equal_parts_alone(rows):
+    """Half of 7 would be 3, and twice 3 rows are another update."""
+    parts = [change.settings["batch"] for change in advice.changes(make("llama-7b", batch=rows)) if "batch" in change.settings]
+    assert parts == [n for n in range(rows - 1, 0, -1) if rows % n == 0]
+
+
 def test_advice_where_nothing_is_wrong_and_where_nothing_helps():
     fine = advice.advise("llama-7b", "A100 80")
     assert fine.fits and fine.combination == [] and fine.fitting is fine.budget and not fine.notes

@@ -112,6 +112,30 @@ def test_fewer_rows_at_a_time_are_accumulated_to_the_same_updates(capsys):
     assert found["time"]["updates"] == 70 and "so changed, 70 steps" in said(capsys, *argv)
 
 
+@pytest.mark.parametrize("rows", [7, 30, 33])
+def test_rows_are_parted_evenly_so_that_the_update_stays_the_same(capsys, rows):
+    """Half of 7 would be 3, and twice 3 rows are another update."""
+    argv = ["--model", "mistral-7b", "--method", "lora", "--rank", "1", "--batch", str(rows), "--seq", "4096", "--optimizer", "sgd", "--gpu", "RTX 4090", "--steps", "70"]
+    found = json.loads(said(capsys, *argv, "--json"))
+    parts = [int(change["option"].split()[1]) for change in found["gpu"]["advice"] if change["option"].startswith("--batch")]
+    assert parts and rows % parts[0] == 0 and found["time"]["updates"] == 70
+
+
+@pytest.mark.parametrize("argv", [
+    ["--model", "llama-33b", "--method", "lora", "--precision", "fp32", "--targets", "q_proj,v_proj", "--fused", "--gpu", "L4"],
+    ["--model", "llama-7b", "--method", "full", "--precision", "fp32", "--gpu", "RTX 4090"],
+    ["--model", "llama-3.3-70b", "--method", "lora", "--precision", "autocast", "--fused", "--batch", "1", "--rank", "3", "--targets", "down_proj", "--gpu", "A100 80"],
+])  # fmt: skip
+def test_advice_holds_where_a_precision_was_asked_for(capsys, argv):
+    """What was typed stays typed: another method in the same precision would not fit."""
+    found = json.loads(said(capsys, *argv, "--json"))["gpu"]
+    options = [word for change in found["advice"] for word in change["option"].split()]
+    assert "--method" in options and "--precision" in options
+    again = json.loads(said(capsys, *argv, *options, "--json"))["gpu"]
+    assert again["fits"] and again["need"] == found["need"] - sum(change["saves"] for change in found["advice"])
+    assert all(change["option"] in said(capsys, *argv) for change in found["advice"])
+
+
 def test_a_run_that_nothing_saves_names_what_saves_most(capsys):
     text = said(capsys, "--model", "llama-3.1-405b", "--gpu", "T4")
     assert "nothing that this command can change makes it fit" in text and re.search(r"--\w+.*saves", text)
@@ -226,6 +250,10 @@ def test_prices_carry_their_date(capsys):
     (["--method", "qlra"], "'qlra'.*qlora"), (["--targets", "q_prj"], "'q_prj'.*q_proj"), (["--optimizer", "adamw8"], "'adamw8'.*adamw8bit"),
     (["--precision", "bf61"], "'bf61'.*bf16"), (["--picture", "budget.gif"], "budget.gif.*svg"), (["--bathc", "1"], "--bathc.*--help"),
     (["--gpu", "T4", "--device", "cpu"], "--gpu T4 .* --device cpu .*leave one"), (["--model", "tests"], "tests|config.json"), (["--model", "mt0-large"], "mt0-large is no Llama.*inference"), (["--picture", "/proc/budget.svg"], "cannot write"),
+    (["--gpu", ""], "unknown GPU ''"), (["--picture", ""], "--picture .*svg"), (["--model", "qwen2.5-0.5b", "--library", "minilora"], "biases on queries"),
+    (["--batch", "9" * 20], "batch is 99,.*at most"), (["--seq", "9" * 14], "seq is 99,.*at most"), (["--gpu", "H100", "--steps", "9" * 400], "--steps has 400 digits.*at most"),
+    (["--gpu", "H100", "--examples", "9" * 15], "--examples is 1e.15.*at most"), (["--gpu", "H100", "--examples", "9", "--epochs", "1e308"], "--epochs is 1e.308.*at most"),
+    (["--gpu", "H100", "--utilisation", "1e-320"], "--utilisation is .*e-3.*at most 1"),
 ])
 def test_the_impossible_gets_one_line(capsys, argv, message):
     assert re.search(message, complaint(capsys, *argv))
@@ -262,6 +290,15 @@ def test_a_run_that_would_not_fit_is_named_with_a_remedy_that_helps(method):
     changed |= {name: int(options[name]) for name in ("batch", "seq") if options.get(name)} | ({"method": options["method"]} if "method" in options else {})
     longest = changed.pop("seq", 200)
     assert foresee.warning(settings(**{"method": method, **changed}), BASE, "cpu", longest, int(need - 80e6)) is None, "the remedy does not help"
+
+
+@pytest.mark.parametrize("more", [{"precision": "fp32", "rank": 64}, {"precision": "bf16"}, {"method": "full", "rank": 64, "targets": "q_proj"}])
+def test_another_method_is_counted_with_the_precision_and_rank_that_were_asked_for(more):
+    asked = settings(**{"method": "lora", **more})
+    setup = foresee.setup_of(asked, BASE, "cpu", 100)
+    really = foresee.setup_of({**asked, "method": "qlora"}, BASE, "cpu", 100)
+    assert foresee.takes(setup, asked, method="qlora") == budget.estimate(really).with_context
+    assert foresee.takes(setup, asked, method="qlora", batch=2) == budget.estimate(really, batch=2).with_context
 
 
 def test_where_nothing_helps_another_machine_is_named():
