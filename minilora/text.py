@@ -7,11 +7,13 @@ the ids it has in `generate`. The label of a given token is -100 (cross-entropy 
 with EOS, and that EOS is learned even where the padding token is the same token: padding is masked by length, not by id.
 What it leaves out: slow (Python) tokenizers, tools in chat templates, images. `pack` cuts a stream of documents into
 equal rows without a mask between the documents. Special tokens spelled out in a user's text are read as special tokens.
-Where numerics differ: nowhere; ids equal those of `tokenizers`, chat texts those of transformers' templates.
+Where numerics differ: ids equal those of `tokenizers`, chat texts those of transformers' templates but for the date: a template that
+writes today's (Llama 3.2's) gets TODAY here, or rows would change at midnight and a broken run could not go on with them.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Iterable, Sequence
 from .errors import MiniloraError
 
 IGNORE = -100  # the label that torch's cross_entropy skips
+TODAY = datetime.date(2024, 7, 26)  # for every run and every answer; the day that Llama 3.2's template itself falls back to
 SHAPES = "`prompt` and `response`, `messages`, or `text`"
 
 Row = tuple[list[int], list[int]]  # ids and labels, of equal length, not shifted
@@ -120,8 +123,6 @@ class Tokenizer:
 
 def _compile(template: str):
     """The template as transformers compiles it: sandboxed, blocks trimmed, with its two extra functions."""
-    import datetime
-
     from jinja2 import TemplateError
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -144,7 +145,7 @@ def _compile(template: str):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = TODAY.strftime
     try:
         return environment.from_string(template)
     except TemplateError as error:

@@ -160,7 +160,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list:
 
 def smaller_batch(rows: int, accumulate: int, words: str) -> list[str]:
     """`words` filled in with the next smaller batch that still makes the same step; empty where there is none."""
-    fewer = next((n for n in range(rows // 2, 0, -1) if rows % n == 0), None)
+    fewer = next((n for n in range(rows // 2, 0, -1) if rows * accumulate % n == 0), None)
     return [words.format(fewer, accumulate * rows // fewer)] if fewer else []
 
 

@@ -110,6 +110,16 @@ def test_template_text_equals_transformers(tiny_folder, tokenizer):
     assert tokenizer.encode("the cat sat 123") == theirs.encode("the cat sat 123", add_special_tokens=False)
 
 
+def test_a_template_with_todays_date_gives_the_same_rows_tomorrow(tokenizer, tiny_folder):
+    dated = "{{ bos_token }}{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = '26 Jul 2024' %}{% endif %}{{ day }} {{ messages[0]['content'] }}"
+    messages = [{"role": "user", "content": "who?"}]
+    ours = Tokenizer(tokenizer.backend, tokenizer.bos, tokenizer.eos, tokenizer.pad, dated).chat(messages)
+    assert ours == f"{tokenizer.bos}26 Jul 2024 who?"
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tiny_folder).apply_chat_template(messages, chat_template=dated, tokenize=False)
+    assert len(theirs) == len(ours) and theirs != ours  # there it is today's
+
+
 def test_the_shipped_tokenizer_says_what_the_format_says():
     folder = data_folder() / "base"
     if not (folder / "tokenizer.json").is_file():

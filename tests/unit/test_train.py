@@ -375,3 +375,8 @@ def test_others_may_read_what_a_run_writes(adapted, rows, tmp_path):
     quiet(adapted, rows, out=tmp_path / "run")
     lora.save_adapter(adapted, tmp_path / "run")
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("batch, accumulate, told", [(16, 1, ["8 × 2"]), (7, 10, ["2 × 35"]), (9, 2, ["3 × 6"]), (5, 1, ["1 × 5"]), (1, 4, [])])
+def test_a_smaller_batch_makes_the_same_step(batch, accumulate, told):
+    assert train.smaller_batch(batch, accumulate, "{} × {}") == told
