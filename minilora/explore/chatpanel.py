@@ -97,6 +97,7 @@ class Panel:
         except ImportError as error:
             raise MiniloraError("the chat needs ipywidgets; install it with `pip install ipywidgets`, or call Conversation.ask") from error
         box = ipywidgets.Textarea(value=self.question, description="your question", style={"description_width": "initial"}, layout={"width": "620px", "height": "110px"})
+        box.continuous_update = False  # sent whole when the box is left, so before Send is pressed; key by key, a slow kernel hears Send first
         send, stop = ipywidgets.Button(description="Send"), ipywidgets.Button(description="Stop")
         self.picture = ipywidgets.HTML(value=self.html())
         send.on_click(lambda _: self.ask(box.value))

@@ -20,7 +20,9 @@ model.config.eos_token_id, tokenizer.eos_id = [], -1  # it never ends by itself,
 panel = Panel(Conversation(model, tokenizer, max_new=MOST, temperature=1.0, seed=0))
 grow = panel._grow
 panel._grow = lambda piece: (time.sleep(0.05), grow(piece))  # as a large model would, so that there is time to press Stop
-panel.show()
+shown = panel.show()
+shown.children[0].observe(lambda change: time.sleep(0.4), "value")  # a slow kernel: whatever the page sends late comes behind Send
+shown
 """
 
 
