@@ -99,10 +99,10 @@ def peak_of(work: Callable[[], object], model: nn.Module, cap: int | None = None
 
 
 def workspaces(device: str) -> int:
-    """Bytes that cuBLAS takes through torch's allocator, for a forward and a backward thread."""
+    """Bytes that cuBLAS takes through torch's allocator, for a forward and a backward thread. Hopper alone gets the large ones."""
     if not device.startswith("cuda"):
         return 0
-    return 2 * (WORKSPACE_HOPPER if torch.cuda.get_device_capability(device) >= (9, 0) else WORKSPACE)
+    return 2 * (WORKSPACE_HOPPER if torch.cuda.get_device_capability(device) == (9, 0) else WORKSPACE)
 
 
 # ----------------------------------------------------------------------------------------------------------------- caps

@@ -25,6 +25,7 @@ from _gpu_plan import SEED, Part
 from torch import nn
 
 from minilora import lora
+from minilora.budget.allocator import MIDDLE_SEGMENT
 from minilora.budget.catalog import GIB
 from minilora.budget.estimate import estimate
 from minilora.budget.rehearsal import Plan, adapt, batch_of, by_kernel, loss_of, optimizer_of, update
@@ -203,7 +204,8 @@ def cap_of(name: str, setup: Setup, options: argparse.Namespace) -> Cap:
         return Cap("asked for", int(options.cap_gb * 1e9), f"--cap-gb {options.cap_gb:g}")
     if name in CAPS:
         return CAPS[name]()
-    return Cap(name, int(1.25 * predicted_on(setup, options.device)), "a small model's, so that the cap is at work here, too")
+    spare = 2 * MIDDLE_SEGMENT if options.device == "cuda" else 0  # a card gives whole segments, each as large as the small model
+    return Cap(name, int(1.25 * predicted_on(setup, options.device)) + spare, "a small model's, so that the cap is at work here, too")
 
 
 def training(model: nn.Module, setup: Setup, cap: Cap) -> dict:

@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,9 +151,11 @@ def write(found: dict) -> None:
 
 
 def about() -> dict:
-    libraries = ("torch", "transformers", "bitsandbytes")
+    from _card import versions  # None where one is not installed, as bitsandbytes may be beside a GPU
+
+    told = versions()
     return {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine(),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries}}  # fmt: skip
+            "versions": {name: told[name] for name in ("python", "torch", "transformers", "bitsandbytes")}}  # fmt: skip
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -229,10 +229,25 @@ def peak_on(device: str, setup: Setup) -> int:
             return peak_of(two_steps, model).allocated
 
 
+def left_out(setup: Setup, needed: int, room: int | None, no_kernel: str | None) -> str:
+    """Why a configuration is not tried here; "" if it is."""
+    if room is not None and needed > 0.95 * room:
+        return f"needs {needed / GIB:.1f} GiB"
+    return f"4 bits are decoded by bitsandbytes there, and {no_kernel}" if no_kernel and setup.base == "4bit" else ""
+
+
+def keep(card: str, rows: list[dict]) -> None:
+    """Put a card's rows into the file, in the place of those of its rows that have the same names."""
+    found, names = read(), {row["name"] for row in rows}
+    found["gpu_rows"] = [row for row in found.get("gpu_rows", []) if row["card"] != card or row["name"] not in names] + rows
+    write(found)
+
+
 def on_card(options: argparse.Namespace) -> int:
-    """Real steps beside the prediction; rows are added under the card's name."""
+    """Real steps beside the prediction; each row is added under the card's name as soon as it is there. Returns 1 if one broke off."""
     import torch
     from _card import workspaces
+    from _gpu_parts import kernel_works, let_go
 
     small = options.gpu == "cpu"
     if not small and not torch.cuda.is_available():
@@ -241,27 +256,33 @@ def on_card(options: argparse.Namespace) -> int:
     card = "cpu" if small else torch.cuda.get_device_name()
     room = None if small else torch.cuda.get_device_properties(0).total_memory
     setups = [make(SMALL, method=method, device="cpu", seq=64, checkpointing=False) for method in ("full-bf16", "lora", "qlora")] if small else card_configurations()
-    rows = []
+    rows, broken, no_kernel = [], 0, kernel_works(options.gpu)
     for setup in setups:
         budget = estimate(setup)
-        needed = max(budget.with_context, 3 * budget.parameters)  # a 4-bit model is first made in 16 bits
-        if room is not None and needed > 0.95 * room:
-            print(f"{name_of(setup):100} left out: needs {needed / GIB:.1f} GiB")
+        why = left_out(setup, max(budget.with_context, 3 * budget.parameters), room, no_kernel)  # a 4-bit model is first made in 16 bits
+        if why:
+            print(f"{name_of(setup):100} left out: {why}", flush=True)
             continue
-        taken = peak_on(options.gpu, setup)
+        try:
+            taken = peak_on(options.gpu, setup)
+        except Exception as error:  # the others are measured all the same
+            broken += 1
+            print(f"{name_of(setup):100} broke off: {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True)
+            taken = 0
+        let_go(options.gpu)
+        if not taken:
+            continue
         expected = budget.peak_allocated + workspaces(options.gpu)  # cuBLAS takes them from torch's allocator, which counts them
         rows.append({"name": name_of(setup), "card": card, "measured": taken, "estimate": expected, "error": expected / taken - 1} | ({} if small else about()))  # fmt: skip
         print(line(rows[-1]), flush=True)
+        if not small:
+            keep(card, rows)
     if not rows:
-        print(f"{card} has room for none of the configurations", file=sys.stderr)
+        print(f"{card} has run none of the configurations", file=sys.stderr)
         return 2
     told = summary(rows)
     print(f"\n{card}: {told['rows']} configurations, mean {told['mean_error']:.2%}, worst {told['worst_error']:.2%}")
-    if not small:
-        found = read()
-        found["gpu_rows"] = [row for row in found.get("gpu_rows", []) if row["card"] != card] + rows
-        write(found)
-    return 0
+    return min(broken, 1)
 
 
 def main() -> None:

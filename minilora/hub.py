@@ -284,8 +284,10 @@ def _start_like_ours(layer: nn.Module, config: Any) -> None:
 
 def recompute(model: nn.Module) -> None:
     """Checkpointing for transformers' model, under an adapter or not."""
+    from .budget.rehearsal import checkpoint_layers
+
     with libraries():
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(model)
     if not next(model.parameters()).requires_grad:
         model.enable_input_require_grads()
 

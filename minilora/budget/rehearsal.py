@@ -175,8 +175,14 @@ def adapt(model: nn.Module, setup: Setup) -> nn.Module:
     if setup.checkpointing and setup.library == "minilora":
         model.gradient_checkpointing = True
     elif setup.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     return model.train()
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Let transformers' model compute each layer again in the backward pass. Its method has another name from one 5.x on, the old one goes in 6."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def build(plan: Plan) -> nn.Module:

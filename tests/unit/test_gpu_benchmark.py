@@ -63,7 +63,8 @@ def test_a_step_is_timed_beside_the_libraries_from_the_same_numbers(measured):
         assert record["tokens"] / each["tokens_per_second"] <= middle + 1e-4
         assert each["losses"][-1] < each["losses"][0] - 0.1
     ours, theirs = record["contenders"]["ours"], record["contenders"]["theirs"]
-    assert ours["losses"] == pytest.approx(theirs["losses"], abs=2e-3) and record["beside"]["first_losses_differ_by"] < 1e-4
+    both = min(len(ours["losses"]), len(theirs["losses"]))  # on a machine that is busy one side has time for fewer
+    assert both >= 6 and ours["losses"][:both] == pytest.approx(theirs["losses"][:both], abs=2e-3) and record["beside"]["first_losses_differ_by"] < 1e-4
     assert abs(ours["error_of_prediction"]) < 0.02
     peers = [theirs, record["contenders"]["theirs under autocast"]]
     assert record["beside"]["peak"] == ours["allocated"] / min(each["allocated"] for each in peers)
