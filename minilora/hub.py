@@ -320,13 +320,16 @@ def save_model(model: nn.Module, path: str | Path) -> None:
 def load_adapter(model: nn.Module, path: str | Path, trainable: bool = False) -> nn.Module:
     """transformers' model with the adapter in folder `path`, ours or PEFT's; returns the PeftModel.
 
-    Raises MiniloraError for a folder that is none, and for tensors that are missing, left over or of another shape: PEFT only warns.
+    Raises MiniloraError for a folder that is none, for tensors that are missing, left over or of another shape, of which PEFT only warns, and
+    for a model that holds the adapter already, by a merge.
     """
     from .lora.files import CONFIG, WEIGHTS, check_state, find_folder, from_peft, read_json, read_tensors
+    from .lora.merged import MERGED_KEY, refuse_twice
 
     folder = find_folder(path, "default")
     config = from_peft(read_json(folder / CONFIG), str(folder / CONFIG))
-    state, _ = read_tensors(folder / WEIGHTS)
+    state, metadata = read_tensors(folder / WEIGHTS)
+    refuse_twice(dict(model.named_modules()), metadata.get(MERGED_KEY), str(folder / WEIGHTS))
     with libraries():
         from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 

@@ -5,7 +5,7 @@ How it works: each tensor is called `base_model.model.` + the module's path + `.
 lora_embedding_A, lora_embedding_B, lora_magnitude_vector; full modules as `.weight`), the adapter's name is left
 out. Loading is strict and looks before it touches: every tensor must be there, of the right shape and finite, and
 none may be left over. A sample of the base's weights goes into the file's metadata, so that an adapter for another
-base of the same shape is refused too. PiSSA's and LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a
+base of the same shape is refused too, and so is a base that the adapter is merged into already (merged.py). PiSSA's and LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a
 quantized base says there how it was quantized, and goes on no other.
 What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have (named in the
 error).
@@ -30,6 +30,7 @@ from .adapters import adapted_layers, adapters, add_adapter, need_adapter, refus
 from .config import AdapterConfig
 from .initial import LOFTQ_BASE, packed_form
 from .layer import expected_shapes
+from .merged import MERGED_KEY, SPLITS, merged_sample, refuse_twice
 from .targets import full_paths, is_linear, match_targets, original_modules, shortest_names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -37,7 +38,6 @@ PREFIX = "base_model.model."
 SAMPLE_KEY = "minilora_base"
 LOFTQ_KEY = "minilora_loftq_base"
 INIT_TO_PEFT = {"kaiming": True, "random": False}
-SPLITS = ("pissa", "loftq")  # starts that only fit the base they left behind
 UNSUPPORTED = (
     "layers_to_transform", "exclude_modules", "fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters",
     "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "velora_config",
@@ -115,6 +115,9 @@ def save_adapter(
     if config.init.startswith("pissa") and (as_lora or config.init != "pissa"):
         settings, state = pissa_as_lora(model, name, settings, state)
     metadata = {"format": "pt", SAMPLE_KEY: json.dumps(base_sample(model))}
+    merged = merged_sample(adapted_layers(model), name, config)
+    if merged:
+        metadata[MERGED_KEY] = merged
     form = loftq_form(model, name, config)
     if form:
         metadata[LOFTQ_KEY] = json.dumps(form)
@@ -243,6 +246,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
         expected |= {f"{PREFIX}{path}.{key}": tuple(value.shape) for key, value in modules[path].state_dict().items()}
     check_state(state, expected, source)
     compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
+    refuse_twice(modules, metadata.get(MERGED_KEY), source)
     quantized = over_quantized(config, [modules[path] for path in paths], metadata, source)
     add_adapter(model, dataclasses.replace(config, init="kaiming") if quantized else config, name, strict=False)
     if quantized:
