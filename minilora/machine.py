@@ -21,7 +21,7 @@ def available(device: str) -> int | None:
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(torch.device(device).index)[0]  # the name "cuda" alone is refused by older torch
     found = []
     if MEMINFO.is_file():
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)

@@ -60,10 +60,13 @@ def _check_limits(config, low: int, high: int, longest: int) -> None:
 
 
 def check_rows(model: nn.Module, rows: Sequence[Row]) -> None:
-    """Raise CheckFailed for an id or a length anywhere in the data that would break the run when its row's turn comes."""
+    """Raise CheckFailed for an id, a length or a row without an answer anywhere in the data, which would show only when its turn comes."""
     filled = [ids for ids, _ in rows if ids]
     if filled:
         _check_limits(getattr(model, "config", None), min(map(min, filled)), max(map(max, filled)), max(map(len, filled)))
+    for number, (_, labels) in enumerate(rows, 1):
+        if all(label == IGNORE for label in labels[1:]):
+            raise CheckFailed(f"row {number} of the data has nothing to learn, all its labels are masked (-100); leave it out, or put the answer in `response`")
 
 
 def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
@@ -91,7 +94,9 @@ def _check_eos(eos: list[int], ids: Tensor, labels: Tensor, mask: Tensor) -> Non
     if not eos:
         return
     given = (labels[:, 1:] == IGNORE) & (mask[:, 1:] == 1)
-    ends = torch.isin(ids, torch.tensor(eos, device=ids.device)) & (mask == 1)
+    end = torch.isin(ids, torch.tensor(eos, device=ids.device))
+    hidden = bool((end & (mask == 0))[:, -1].all())  # a mask made as `ids != pad`: even the longest row seems to end in padding
+    ends = end & ((mask == 1) | hidden)
     learned = bool((ends & (labels != IGNORE)).any())
     if not learned and (bool(given.any()) or bool(ends.any())):
         raise CheckFailed(
@@ -135,7 +140,7 @@ def _check_parameters(model: nn.Module) -> None:
         raise CheckFailed("nothing is trainable: all parameters are frozen; call lora.add_lora(model) or unfreeze the model")
     if adapters:
         for name in trainable:
-            if "lora_" not in name and "modules_to_save" not in name and not name.endswith(".bias"):
+            if not any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens")) and not name.endswith(".bias"):
                 raise CheckFailed(f"the base is not frozen: {name} is trainable beside the adapter; set its requires_grad to False")
         _check_both_zero(adapters)
     for name in trainable:
@@ -144,10 +149,17 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _check_both_zero(adapters: dict[str, nn.Parameter]) -> None:
+    """Each gets its gradient through the other: behind one that is zero for good, the other learns nothing that counts."""
     for name, a in adapters.items():
-        b = adapters.get(name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B"))
-        if "_A" in name and b is not None and a.requires_grad and not bool(a.any()) and not bool(b.any()):
+        other = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+        b = adapters.get(other)
+        if "_A" not in name or b is None:
+            continue
+        if a.requires_grad and not bool(a.any()) and not bool(b.any()):
             raise CheckFailed(f"{name} and its B are both zero, so neither gets a gradient, ever; initialise A with random numbers")
+        for one, zero, learner in ((name, a, b), (other, b, a)):
+            if learner.requires_grad and not zero.requires_grad and not bool(zero.any()):
+                raise CheckFailed(f"{one} is zero and frozen, so its adapter stays zero, whatever its other half learns; set its requires_grad to True")
 
 
 def _check_gradient(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .allocator import WORKSPACE, WORKSPACE_HOPPER
 from .catalog import GPU, GPUS, words
 
 
@@ -36,3 +37,12 @@ def card(device: str) -> GPU | None:
         halves = {"bf16": float("nan"), "fp16": float("nan")} if told.major >= 8 else {"fp16": float("nan")}
         return GPU(told.name, told.total_memory, told.total_memory, float("nan"), halves, None, "CUDA's own figures")
     return replace(found, usable=told.total_memory)
+
+
+def workspaces(device: str) -> int:
+    """Bytes that cuBLAS takes through torch's allocator, for a forward and a backward thread. Hopper alone gets the large ones."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return 2 * (WORKSPACE_HOPPER if torch.cuda.get_device_capability(device) == (9, 0) else WORKSPACE)

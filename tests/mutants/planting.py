@@ -206,7 +206,8 @@ def run_tests(folder: Path, tests: list[str]) -> None:
 
     recorder = Recorder()
     options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-c", str(ROOT / "pyproject.toml"), "--basetemp", str(folder / "tmp")]
-    options += ["-o", f"pythonpath={shlex.quote(str(folder))} {shlex.quote(str(ROOT / 'tests/parity'))}"]  # the tests' own helpers
+    helpers = [folder, ROOT / "tests/parity", ROOT / "tests/unit"]  # the tests' own
+    options += ["-o", "pythonpath=" + " ".join(shlex.quote(str(place)) for place in helpers)]
     pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[recorder])
     ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "minilora"}
     origins = {name: str(getattr(module, "__file__", None)) for name, module in ours.items()}

@@ -48,6 +48,21 @@ def both_zero(model, batch):
         p.data.zero_()
 
 
+def b_frozen(model, batch):
+    """B is zero and stays so; another weight learns, so that something moves all the same."""
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.requires_grad_(False)
+    model.modules_to_save = torch.nn.Parameter(torch.ones(2))
+
+
+def a_frozen_at_zero(model, batch):
+    a, b = first(model, "lora_A"), first(model, "lora_B")
+    a.data.zero_()
+    b.data.fill_(1.0)
+    a.requires_grad_(False)
+
+
 def nan_weight(model, batch):
     first(model, "norm").data[0] = math.nan
 
@@ -76,6 +91,14 @@ def mask_all(model, batch):
 
 def mask_eos(model, batch):
     batch[1][batch[0] == 2] = IGNORE
+
+
+def hidden_eos(model, batch):
+    """PAD is EOS, the mask is ids != PAD and everything else is learned: the answers' own ends look like padding."""
+    ids, labels, mask = batch
+    ids[mask == 0] = 2
+    labels[:] = torch.where(ids == 2, IGNORE, ids)
+    mask[:] = ids != 2
 
 
 def outside(model, batch):
@@ -125,6 +148,8 @@ TRAPS = [
     (freeze_all, "frozen"),
     (thaw_base, "base is not frozen"),
     (both_zero, "both zero"),
+    (b_frozen, "lora_B.* is zero and frozen"),
+    (a_frozen_at_zero, "lora_A.* is zero and frozen"),
     (nan_weight, "holds NaN or infinity"),
     (nan_adapter, "lora_A.*holds NaN or infinity"),
     (half, "float16"),
@@ -132,6 +157,7 @@ TRAPS = [
     (scale_zero, "all gradients are zero"),
     (mask_all, "all labels"),
     (mask_eos, "never stop"),
+    (hidden_eos, "never stop"),
     (outside, "token id 320"),
     (too_long, "--seq to 5"),
     (two_bos, "two BOS"),
@@ -196,6 +222,15 @@ def test_bare_text_without_eos_is_no_trap(model):
     """Packed rows may hold no end at all."""
     ids = list(range(10, 30))
     train.check(model, collate([(ids, ids)], 0))
+    train.check(model, collate([(ids, ids), (ids[:9], ids[:9])], 2))  # padded with EOS: the longest row shows that it is padding
+
+
+def test_one_half_of_an_adapter_may_be_frozen_when_it_is_not_zero(model, rows):
+    """LoRA-FA trains B over a random A that stays."""
+    for name, p in model.named_parameters():
+        if "lora_A" in name:
+            p.requires_grad_(False)
+    train.check(model, collate(rows, 0))
 
 
 def test_a_gradient_that_is_rightly_zero_is_no_trap(model):
@@ -220,3 +255,10 @@ def test_what_would_break_late_is_named_before_step_1(model, rows, late, message
     selfcheck.check_rows(model, many)
     with pytest.raises(train.CheckFailed, match=message):
         train.fit(model, [*many, (late, late)], steps=1, batch_size=2, progress=False)
+
+
+@pytest.mark.parametrize("silent", [([1, 5, 6], [IGNORE] * 3), ([1], [1])], ids=["masked", "one token"])
+def test_a_row_without_an_answer_is_found_before_its_turn_comes(model, rows, silent):
+    """Alone in its step it would count as a loss of zero."""
+    with pytest.raises(train.CheckFailed, match="row 3 of the data has nothing to learn"):
+        train.fit(model, [*rows, silent], steps=1, batch_size=1, progress=False)
