@@ -54,6 +54,14 @@ def test_it_is_small(lesson):
     assert 30 <= len(read(lesson).cells) <= 60
 
 
+def test_what_comments_say_is_seen_without_scrolling(lesson):
+    """JupyterLab does not wrap code: on a laptop's page what stands behind some 120 letters is cut off."""
+    for cell in code_cells(lesson):
+        if tags(cell) != ["setup"]:
+            long = [line for line in cell.source.splitlines() if line.lstrip().startswith("#") and len(line) > 118]
+            assert not long, (cell.id, long)
+
+
 def test_it_starts_with_a_title_badges_and_the_setup(lesson):
     notebook = read(lesson)
     assert notebook.cells[0].cell_type == "markdown" and re.match(r"# \S", notebook.cells[0].source)
