@@ -223,7 +223,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
 
     Reads what save_adapter or PEFT wrote. If the model has an adapter of that name already, its weights are replaced. Raises
     MiniloraError, before anything is touched, for missing or broken files and for tensors that are missing, left over, of the wrong
-    shape, not finite, or made for another base.
+    shape, not finite, or made for another base, and for a model that the adapter is merged into already.
     """
     folder = find_folder(path, name)
     config = from_peft(read_json(folder / CONFIG), str(folder / CONFIG))
