@@ -130,7 +130,8 @@ def _plain(t: Tape, x: Value, each: Linear, rows: str, sides: tuple[str, str]) -
     dims, size = f"{rows} {sides[1]}", each.size
     if setup.base != "dense" and each.name != "lm_head":
         packed = x if setup.base == "int8" and setup.autocast else t.cast(x, c)  # int8: casts inside its own function
-        return t.op([packed], dims, c, temp=size * (packed.width if setup.base == "int8" else c))
+        decoded = size * (packed.width if setup.base == "int8" else c)
+        return t.op([packed], dims, c, temp=decoded, forward=decoded)
     x = t.cast(x, c)
     if not setup.whole:
         copy = [t.value(f"{sides[0]} {sides[1]}", c)] if setup.autocast and x.grad else []
@@ -150,8 +151,9 @@ def _fused(t: Tape, x: Value, each: Linear, rows: str, sides: tuple[str, str]) -
     low = t.value(f"{rows} r", c)
     casts = [t.value(f"r {side}", c) for side in sides] if c != 4 else []
     trained = [4 * r * each.inputs, 4 * r * each.outputs]
-    temp = low.bytes + sum(cast.bytes for cast in casts) + (c * each.size if packed else 0)
-    return t.op([x], f"{rows} {sides[1]}", c, [x, low, *(casts if packed else [])], weights=trained, temp=temp)
+    decoded = c * each.size if packed else 0
+    temp = low.bytes + sum(cast.bytes for cast in casts) + decoded
+    return t.op([x], f"{rows} {sides[1]}", c, [x, low, *(casts if packed else [])], weights=trained, temp=temp, forward=decoded)
 
 
 def _detour(t: Tape, x: Value, y: Value, each: Linear, rows: str, sides: tuple[str, str]) -> Value:
@@ -212,14 +214,15 @@ def _repeated(t: Tape, x: Value) -> Value:
 
 
 def mlp(t: Tape, x: Value) -> Value:
-    """down(silu(gate x) · up x): transformers keeps gate, silu(gate) and up, our Llama gate and up."""
+    """down(silu(gate x) · up x): transformers keeps gate, silu(gate), which it makes before up, and up; our Llama gate and up."""
     named = {each.name: each for each in t.setup.shape.linears()}
+    own = t.setup.library == "minilora"
     a = linear(t, x, named["gate_proj"], "N", ("h", "f"))
+    s = a if own else t.op([a], "N f", a.width, [a])
     b = linear(t, x, named["up_proj"], "N", ("h", "f"))
-    if t.setup.library == "minilora":
+    if own:
         y = t.op([a, b], "N f", a.width, [a, b], temp=0 if b.grad else a.bytes)  # g · b is gone when ∂L/∂b is made
     else:
-        s = t.op([a], "N f", a.width, [a])
         y = t.op([s, b], "N f", a.width, [s] * b.grad + [b] * s.grad)
     return linear(t, y, named["down_proj"], "N", ("f", "h"))
 
