@@ -1,7 +1,7 @@
 """The command line, walked through: train three ways, score, merge, answer, chat."""
 
-import io
 import importlib.metadata
+import io
 import json
 import re
 import subprocess
