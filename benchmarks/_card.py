@@ -27,7 +27,6 @@ from cpu import machine
 from torch import Tensor, nn
 
 from minilora.budget.catalog import CONTEXT, GIB, GPUS
-from minilora.budget.here import workspaces  # noqa: F401 (the benchmarks ask for it here)
 from minilora.budget.ledger import Watch
 
 LIBRARIES = ("torch", "numpy", "transformers", "peft", "bitsandbytes", "triton")

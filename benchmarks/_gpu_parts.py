@@ -20,7 +20,7 @@ from typing import Callable
 
 import _random_llama
 import torch
-from _card import Cap, card_cap, decimal_cap, hold_to, peak_of, workspaces
+from _card import Cap, card_cap, decimal_cap, hold_to, peak_of
 from _gpu_plan import SEED, Part
 from torch import nn
 
@@ -28,6 +28,7 @@ from minilora import lora
 from minilora.budget.allocator import MIDDLE_SEGMENT
 from minilora.budget.catalog import GIB
 from minilora.budget.estimate import estimate
+from minilora.budget.here import workspaces
 from minilora.budget.rehearsal import Plan, adapt, batch_of, by_kernel, loss_of, optimizer_of, update
 from minilora.budget.setup import Setup, make
 from minilora.hub import compute_dtype

@@ -246,8 +246,9 @@ def keep(card: str, rows: list[dict]) -> None:
 def on_card(options: argparse.Namespace) -> int:
     """Real steps beside the prediction; each row is added under the card's name as soon as it is there. Returns 1 if one broke off."""
     import torch
-    from _card import workspaces
     from _gpu_parts import kernel_works, let_go
+
+    from minilora.budget.here import workspaces
 
     small = options.gpu == "cpu"
     if not small and not torch.cuda.is_available():

@@ -8,6 +8,7 @@ import torch
 from pretended_card import CARD, pretended_card
 
 from minilora import devicecodes, divergence, llama, lora, qlora, quantize, scoring, train
+from minilora.budget import here
 from minilora.budget.rehearsal import checkpoint_layers
 from minilora.budget.setup import make
 from minilora.commands.merge import decode_rest
@@ -17,7 +18,6 @@ from minilora.text import IGNORE
 from tools.project import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import _card  # noqa: E402
 import _gpu_parts  # noqa: E402
 import memory  # noqa: E402
 from _gpu_plan import TINY  # noqa: E402
@@ -89,7 +89,7 @@ def test_the_benchmark_of_cards_trains_under_its_cap_with_the_kernel_and_without
 @pytest.mark.parametrize("capability, mebibytes", [((8, 0), 16.25), ((9, 0), 64), ((10, 0), 16.25), ((12, 0), 16.25)])
 def test_hopper_alone_has_the_large_workspaces(capability, mebibytes):
     with pretended_card(capability):
-        assert _card.workspaces("cuda") == mebibytes * 2**20
+        assert here.workspaces("cuda") == mebibytes * 2**20
 
 
 def table_on_the_host(mask, length):
