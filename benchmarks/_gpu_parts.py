@@ -1,11 +1,14 @@
 """The two kinds of parts of `gpu.py`: a step timed side by side, and training under a cap.
 
 What it replaces: nothing; it is what each process of `gpu.py` does.
-How it works: a step is `budget.rehearsal`'s: forward, loss, backward, clipping, fused AdamW. Each contender is made, measured and let go
-before the next one is made, so none stands in another's memory; the peak is that of its first two steps, in which the optimizer's memory is
-made and found again. In fp16 the loss is multiplied by 1024 before the backward pass; clipping and AdamW take that out again.
+How it works: a step is `budget.rehearsal`'s: forward, loss, backward, clipping, fused AdamW. Each
+contender is made, measured and let go before the next one is made, so none stands in another's
+memory; the peak is that of its first two steps, in which the optimizer's memory is made and found
+again. In fp16 the loss is multiplied by 1024 before the backward pass; clipping and AdamW take that
+out again.
 What it leaves out: the loop around a step (data, validation, saving).
-Where numerics differ: all contenders have the same weights and the same start of their adapters; their first losses are compared.
+Where numerics differ: all contenders have the same weights and the same start of their adapters;
+their first losses are compared.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import gc
 import statistics
 import time
 import traceback
-from typing import Callable
+from collections.abc import Callable
 
 import _random_llama
 import torch
@@ -29,36 +32,70 @@ from minilora.budget.allocator import MIDDLE_SEGMENT
 from minilora.budget.catalog import GIB
 from minilora.budget.estimate import estimate
 from minilora.budget.here import workspaces
-from minilora.budget.rehearsal import Plan, adapt, batch_of, by_kernel, loss_of, optimizer_of, update
+from minilora.budget.rehearsal import (
+    Plan,
+    adapt,
+    batch_of,
+    by_kernel,
+    loss_of,
+    optimizer_of,
+    update,
+)
 from minilora.budget.setup import Setup, make
 from minilora.hub import compute_dtype
 from minilora.quantize import quantize
 
-RATE = 5e-4  # AdamW's: a few steps on one batch show, and the fifth does not overshoot, 80 layers deep
-WARM, TIMED, ENOUGH = 3, 10, 15.0  # steps before the clock counts, timed steps at most, seconds after which no further one begins
+# AdamW's: a few steps on one batch show, and the fifth does not overshoot, 80 layers deep
+RATE = 5e-4
+# steps before the clock counts, timed steps at most, seconds after which no further one begins
+WARM, TIMED, ENOUGH = 3, 10, 15.0
 STEPS = 5  # of a training under a cap
 PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-CAPS = {"24 GB card": lambda: card_cap(24), "48 GB card": lambda: card_cap(48), "48·10⁹ bytes": lambda: decimal_cap(48)}
+CAPS = {
+    "24 GB card": lambda: card_cap(24),
+    "48 GB card": lambda: card_cap(48),
+    "48·10⁹ bytes": lambda: decimal_cap(48),
+}
 
 
 def setup_of(part: Part, rank: int, device: str, library: str = "minilora") -> Setup:
     """What is trained, in the words of the budget. PEFT's detour is the plain chain."""
-    return make(part.shape, method="qlora", rank=rank, batch=part.batch, seq=part.seq, checkpointing=True, foreach=False, device=device,
-                precision=PRECISION[compute_dtype(device)], library=library, detour="plain" if library == "transformers" else "fused")  # fmt: skip
+    return make(
+        part.shape,
+        method="qlora",
+        rank=rank,
+        batch=part.batch,
+        seq=part.seq,
+        checkpointing=True,
+        foreach=False,
+        device=device,
+        precision=PRECISION[compute_dtype(device)],
+        library=library,
+        detour="plain" if library == "transformers" else "fused",
+    )
 
 
 class Trainer:
     """A model, its optimizer and one batch, which every step sees again."""
 
     def __init__(self, model: nn.Module, setup: Setup, autocast: bool = False) -> None:
-        self.model, self.setup, self.plan, self.device = model, setup, Plan(setup), next(model.parameters()).device
+        self.model, self.setup, self.plan, self.device = (
+            model,
+            setup,
+            Plan(setup),
+            next(model.parameters()).device,
+        )
         self.optimizer = optimizer_of(model, setup)
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
         torch.manual_seed(SEED)
         self.batch = tuple(tensor.to(self.device) for tensor in batch_of(setup))
         half = compute_dtype(self.device.type) if self.device.type == "cuda" else torch.bfloat16
-        self.around = (lambda: torch.autocast(self.device.type, dtype=half)) if autocast else contextlib.nullcontext
+        self.around = (
+            (lambda: torch.autocast(self.device.type, dtype=half))
+            if autocast
+            else contextlib.nullcontext
+        )
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
@@ -86,47 +123,77 @@ def let_go(device: str) -> None:
 
 
 def kernel_works(device: str) -> str | None:
-    """None if bitsandbytes' decoding kernel runs here and gives our numbers, else why it does not."""
+    """None if bitsandbytes' decoding kernel runs here and gives our numbers, else why it does
+    not.
+    """
     if device == "cpu":
         return None  # our own decoder fills the one buffer
     try:
         q = quantize(torch.randn(256, 128, device=device), double=True)
-        return None if torch.allclose(by_kernel(q, torch.float32), q.dequantize(torch.float32), rtol=1e-5, atol=0) else "bitsandbytes' kernel gives other numbers than ours"
+        return (
+            None
+            if torch.allclose(
+                by_kernel(q, torch.float32), q.dequantize(torch.float32), rtol=1e-5, atol=0
+            )
+            else "bitsandbytes' kernel gives other numbers than ours"
+        )
     except Exception as error:  # not installed, or without a library for this CUDA
         return f"{type(error).__name__}: {error}"
 
 
-# --------------------------------------------------------------------------------------------------------------- speed
+# -------------------------------------------------------------------------------------------- speed
 
 
 def speed(part: Part, options: argparse.Namespace) -> dict:
-    """The record of a part a1, a3 or a8: every contender's time and peak, and ours beside the best of theirs."""
+    """The record of a part a1, a3 or a8: every contender's time and peak, and ours beside the best
+    of theirs.
+    """
     device, rank = options.device, part.runs[0][0]
     own, their = setup_of(part, rank, device), setup_of(part, rank, device, "transformers")
     reason = kernel_works(device)
-    makers: dict[str, tuple[Setup, Callable[[], nn.Module], bool]] = {"ours": (own, lambda: _random_llama.ours(own, device, SEED, not reason), False)}
+    makers: dict[str, tuple[Setup, Callable[[], nn.Module], bool]] = {
+        "ours": (own, lambda: _random_llama.ours(own, device, SEED, not reason), False)
+    }
     if device == "cuda" and not reason:
-        makers["ours, plain decoder"] = own, lambda: _random_llama.ours(own, device, SEED, False), False
+        makers["ours, plain decoder"] = (
+            own,
+            lambda: _random_llama.ours(own, device, SEED, False),
+            False,
+        )
     makers["theirs"] = their, lambda: _random_llama.theirs(their, device, SEED), False
     makers["theirs under autocast"] = their, lambda: _random_llama.theirs(their, device, SEED), True
     contenders = {}
     for name, (setup, maker, autocast) in makers.items():
         contenders[name] = attempt(lambda: contender(setup, maker, autocast))
         let_go(device)
-    contenders["ours"]["decoder"] = f"plain torch operations, since {reason}" if reason else "one kernel, one buffer"
+    contenders["ours"]["decoder"] = (
+        f"plain torch operations, since {reason}" if reason else "one kernel, one buffer"
+    )
     done = all(each["status"] == "done" for each in contenders.values())
-    return {"status": "done" if done else "partial", "tokens": own.tokens, "precision": own.precision, "contenders": contenders, "beside": beside(contenders)}
+    return {
+        "status": "done" if done else "partial",
+        "tokens": own.tokens,
+        "precision": own.precision,
+        "contenders": contenders,
+        "beside": beside(contenders),
+    }
 
 
 def attempt(work: Callable[[], dict]) -> dict:
-    """What `work` returns, or why it could not: no memory, no library, or anything else, with the place. What ran before it is kept."""
+    """What `work` returns, or why it could not: no memory, no library, or anything else, with the
+    place. What ran before it is kept.
+    """
     try:
         return {"status": "done"} | work()
     except (torch.OutOfMemoryError, MemoryError) as error:
         return {"status": "out of memory", "error": " ".join(str(error).split())}
     except Exception as error:
-        absent = isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)  # ours say it in one line, theirs behind it
-        told = {"status": "not run" if absent else "failed", "error": f"{type(error).__name__}: {error}"}
+        # ours say it in one line, theirs behind it
+        absent = isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)
+        told = {
+            "status": "not run" if absent else "failed",
+            "error": f"{type(error).__name__}: {error}",
+        }
         return told if absent else told | {"where": traceback.format_exc().splitlines()[-12:]}
 
 
@@ -136,41 +203,66 @@ def contender(setup: Setup, maker: Callable[[], nn.Module], autocast: bool) -> d
     peak = peak_of(lambda: trainer.steps(2), trainer.model)
     trainer.steps(max(0, WARM - 2))
     began, first = time.perf_counter(), len(trainer.seconds)
-    while len(trainer.seconds) - first < 3 or (len(trainer.seconds) - first < TIMED and time.perf_counter() - began < ENOUGH):
+    while len(trainer.seconds) - first < 3 or (
+        len(trainer.seconds) - first < TIMED and time.perf_counter() - began < ENOUGH
+    ):
         trainer.step()
     timed = trainer.seconds[first:]
     predicted = estimate(setup).peak_allocated + workspaces(trainer.device.type)
-    return {"tokens_per_second": setup.tokens / statistics.median(timed), "step_seconds": [round(each, 5) for each in timed], "losses": trainer.losses,
-            **peak.told(), "predicted": predicted, "error_of_prediction": predicted / peak.allocated - 1}  # fmt: skip
+    return {
+        "tokens_per_second": setup.tokens / statistics.median(timed),
+        "step_seconds": [round(each, 5) for each in timed],
+        "losses": trainer.losses,
+        **peak.told(),
+        "predicted": predicted,
+        "error_of_prediction": predicted / peak.allocated - 1,
+    }
 
 
 def beside(contenders: dict) -> dict:
     """Ours beside the best of theirs, in speed and in memory; empty where one side did not run."""
-    their = [each for name, each in contenders.items() if name.startswith("theirs") and each["status"] == "done"]
+    their = [
+        each
+        for name, each in contenders.items()
+        if name.startswith("theirs") and each["status"] == "done"
+    ]
     own = contenders["ours"]
     if not their or own["status"] != "done":
         return {}
     plain = contenders["theirs"]
     differ = abs(own["losses"][0] - plain["losses"][0]) if plain["status"] == "done" else None
-    return {"speed": own["tokens_per_second"] / max(each["tokens_per_second"] for each in their),
-            "peak": own["allocated"] / min(each["allocated"] for each in their), "first_losses_differ_by": differ}  # fmt: skip
+    return {
+        "speed": own["tokens_per_second"] / max(each["tokens_per_second"] for each in their),
+        "peak": own["allocated"] / min(each["allocated"] for each in their),
+        "first_losses_differ_by": differ,
+    }
 
 
-# -------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 def memory(part: Part, options: argparse.Namespace) -> dict:
-    """The record of a part b7, b20 or b65: its trainings under their caps, over one base that is made once."""
+    """The record of a part b7, b20 or b65: its trainings under their caps, over one base that is
+    made once.
+    """
     device = options.device
     setups = [setup_of(part, rank, device) for rank, _ in part.runs]
     caps = [cap_of(name, setup, options) for (_, name), setup in zip(part.runs, setups)]
     reason = kernel_works(device)
     enforced = hold_to(max(cap.bytes for cap in caps), device)
-    record: dict = {"decoder": f"plain torch operations, since {reason}" if reason else "one kernel, one buffer", "precision": setups[0].precision}
+    record: dict = {
+        "decoder": f"plain torch operations, since {reason}"
+        if reason
+        else "one kernel, one buffer",
+        "precision": setups[0].precision,
+    }
     if device == "cuda" and not enforced:
         total = torch.cuda.get_device_properties(0).total_memory
         if max(estimate(setup).with_context for setup in setups) > total:
-            return record | {"status": "left out", "error": f"the card has {total / GIB:.2f} GiB, less than this needs"}
+            return record | {
+                "status": "left out",
+                "error": f"the card has {total / GIB:.2f} GiB, less than this needs",
+            }
     began = time.perf_counter()
     built: dict = {}
 
@@ -181,7 +273,10 @@ def memory(part: Part, options: argparse.Namespace) -> dict:
     if outcome["status"] != "done":
         return record | outcome | {"while": "weights were made"}
     if device == "cuda":
-        record |= {"making_allocated": torch.cuda.max_memory_allocated(), "making_reserved": torch.cuda.max_memory_reserved()}
+        record |= {
+            "making_allocated": torch.cuda.max_memory_allocated(),
+            "making_reserved": torch.cuda.max_memory_reserved(),
+        }
     record |= {"making_seconds": round(time.perf_counter() - began, 2), "trainings": []}
     for number, (setup, cap) in enumerate(zip(setups, caps)):
         let_go(device)
@@ -189,7 +284,11 @@ def memory(part: Part, options: argparse.Namespace) -> dict:
         if number:
             torch.manual_seed(SEED)
             adapt(lora.unload(built["model"]).requires_grad_(False), setup)
-        told = {"rank": setup.rank, "cap": cap.told(enforced), "predicted": predicted_on(setup, device)}
+        told = {
+            "rank": setup.rank,
+            "cap": cap.told(enforced),
+            "predicted": predicted_on(setup, device),
+        }
         record["trainings"].append(told | attempt(lambda: training(built["model"], setup, cap)))
     done = all(each["status"] == "done" for each in record["trainings"])
     return record | {"status": "done" if done else "partial"}
@@ -205,8 +304,13 @@ def cap_of(name: str, setup: Setup, options: argparse.Namespace) -> Cap:
         return Cap("asked for", int(options.cap_gb * 1e9), f"--cap-gb {options.cap_gb:g}")
     if name in CAPS:
         return CAPS[name]()
-    spare = 2 * MIDDLE_SEGMENT if options.device == "cuda" else 0  # a card gives whole segments, each as large as the small model
-    return Cap(name, int(1.25 * predicted_on(setup, options.device)) + spare, "a small model's, so that the cap is at work here, too")
+    # a card gives whole segments, each as large as the small model
+    spare = 2 * MIDDLE_SEGMENT if options.device == "cuda" else 0
+    return Cap(
+        name,
+        int(1.25 * predicted_on(setup, options.device)) + spare,
+        "a small model's, so that the cap is at work here, too",
+    )
 
 
 def training(model: nn.Module, setup: Setup, cap: Cap) -> dict:
@@ -215,5 +319,11 @@ def training(model: nn.Module, setup: Setup, cap: Cap) -> dict:
     peak = peak_of(lambda: trainer.steps(STEPS), model, cap.bytes)
     predicted = predicted_on(setup, trainer.device.type)
     most = peak.reserved or peak.allocated
-    return {**peak.told(), "error_of_prediction": predicted / peak.allocated - 1, "under_cap": most <= cap.bytes,
-            "losses": trainer.losses, "falls": trainer.losses[-1] < trainer.losses[0], "step_seconds": [round(each, 4) for each in trainer.seconds]}  # fmt: skip
+    return {
+        **peak.told(),
+        "error_of_prediction": predicted / peak.allocated - 1,
+        "under_cap": most <= cap.bytes,
+        "losses": trainer.losses,
+        "falls": trainer.losses[-1] < trainer.losses[0],
+        "step_seconds": [round(each, 4) for each in trainer.seconds],
+    }

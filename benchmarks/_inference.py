@@ -1,9 +1,10 @@
 """The int8 forward pass beside bitsandbytes', and generation beside transformers'.
 
 What it replaces: nothing; `cpu.py` puts these rows into its table.
-How it works: LLM.int8() in evaluation mode, where the product is one of integers, under the same transformers' Llama; the floor
-is the forward pass of the float model. Generation is greedy, with a cache, one row, on the shipped base; the tokens are
-compared before anything is timed. Its floor is the bare products of each token with all weights, one after another.
+How it works: LLM.int8() in evaluation mode, where the product is one of integers, under the same
+transformers' Llama; the floor is the forward pass of the float model. Generation is greedy, with a
+cache, one row, on the shipped base; the tokens are compared before anything is timed. Its floor is
+the bare products of each token with all weights, one after another.
 What it leaves out: sampling, batches, padded prompts.
 Where numerics differ: see `int8.py`; in generation nowhere, the tokens are equal.
 """
@@ -14,10 +15,9 @@ import copy
 import tempfile
 
 import torch
-from torch.nn import functional as F
-
 from _measure import Row, interleaved, median_ms, ratio
 from _steps import Shape, dense_model
+from torch.nn import functional as F
 
 
 def int8_rows(threads: int, shape: Shape, rounds: int) -> list[Row]:
@@ -33,19 +33,42 @@ def int8_rows(threads: int, shape: Shape, rounds: int) -> list[Row]:
         theirs = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
         ).eval()
-    ids = torch.randint(0, shape.vocab, (shape.batch, shape.length), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        0, shape.vocab, (shape.batch, shape.length), generator=torch.Generator().manual_seed(1)
+    )
     with torch.inference_mode():
         one, other = ours(ids).logits, theirs(ids).logits
         assert (one - other).norm() < 0.02 * other.norm()
-        seconds = interleaved({"floor": lambda: dense(ids), "ours": lambda: ours(ids), "peer": lambda: theirs(ids)}, rounds)
+        seconds = interleaved(
+            {"floor": lambda: dense(ids), "ours": lambda: ours(ids), "peer": lambda: theirs(ids)},
+            rounds,
+        )
     share, spread = ratio(seconds, "ours", "peer")
-    beside = f"{ratio(seconds, 'ours', 'floor')[0]:.2f} fp32 forwards (peer {ratio(seconds, 'peer', 'floor')[0]:.2f})"
-    return [Row("int8 forward", threads, "ms", median_ms(seconds, "ours"), median_ms(seconds, "peer"), "bitsandbytes", share,
-                "{:.2f} of its time", None, beside, spread)]  # fmt: skip
+    beside = (
+        f"{ratio(seconds, 'ours', 'floor')[0]:.2f} fp32 forwards (peer "
+        f"{ratio(seconds, 'peer', 'floor')[0]:.2f})"
+    )
+    return [
+        Row(
+            "int8 forward",
+            threads,
+            "ms",
+            median_ms(seconds, "ours"),
+            median_ms(seconds, "peer"),
+            "bitsandbytes",
+            share,
+            "{:.2f} of its time",
+            None,
+            beside,
+            spread,
+        )
+    ]
 
 
 def generation_rows(threads: int, prompt: int, tokens: int, rounds: int) -> list[Row]:
-    """Greedy continuation of `prompt` ids by `tokens`, on the shipped base in fp32; no row without a base."""
+    """Greedy continuation of `prompt` ids by `tokens`, on the shipped base in fp32; no row without
+    a base.
+    """
     from transformers import AutoModelForCausalLM
 
     from minilora.files import data_folder
@@ -58,8 +81,15 @@ def generation_rows(threads: int, prompt: int, tokens: int, rounds: int) -> list
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     theirs.generation_config.eos_token_id = None  # both go on to the last token
     ours = Llama.from_pretrained(folder).eval()
-    ids = torch.randint(5, ours.config.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(1))
-    options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    ids = torch.randint(
+        5, ours.config.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(1)
+    )
+    options = {
+        "max_new_tokens": tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
+    }
 
     def peer():
         return theirs.generate(ids, **options)
@@ -82,6 +112,18 @@ def generation_rows(threads: int, prompt: int, tokens: int, rounds: int) -> list
     faster, spread = ratio(seconds, "peer", "ours")
     share = ratio(seconds, "floor", "ours")[0]
     each = tokens * 1e3
-    return [Row(f"generate {tokens} tokens with the cache", threads, "tokens/s", each / median_ms(seconds, "ours"),
-                each / median_ms(seconds, "peer"), "transformers", faster, "{:.2f} × the tokens", 1.5,
-                f"{share:.0%} of the bare products' speed", spread)]  # fmt: skip
+    return [
+        Row(
+            f"generate {tokens} tokens with the cache",
+            threads,
+            "tokens/s",
+            each / median_ms(seconds, "ours"),
+            each / median_ms(seconds, "peer"),
+            "transformers",
+            faster,
+            "{:.2f} × the tokens",
+            1.5,
+            f"{share:.0%} of the bare products' speed",
+            spread,
+        )
+    ]

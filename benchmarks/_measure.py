@@ -1,11 +1,13 @@
 """How the benchmarks measure: time side by side, bytes kept for backward, peak memory of a step.
 
 What it replaces: a stopwatch around one run.
-How it works: the contenders take turns, in an order that turns too, so that a change of the machine's pace hits all of them;
-times are medians, and a ratio is the median of the ratios of neighbouring runs. Bytes kept for backward are the memory blocks
-behind the tensors that autograd saves, each counted once, the model's own parameters and buffers left out. Peak memory is the
-highest sum of what a step asks of torch's allocator, temporaries of its kernels included, read from torch's profiler, plus that
-of Python and NumPy, read from tracemalloc; what the model holds at rest is not in it.
+How it works: the contenders take turns, in an order that turns too, so that a change of the
+machine's pace hits all of them; times are medians, and a ratio is the median of the ratios of
+neighbouring runs. Bytes kept for backward are the memory blocks behind the tensors that autograd
+saves, each counted once, the model's own parameters and buffers left out. Peak memory is the
+highest sum of what a step asks of torch's allocator, temporaries of its kernels included, read from
+torch's profiler, plus that of Python and NumPy, read from tracemalloc; what the model holds at rest
+is not in it.
 What it leaves out: memory that a library takes past these allocators (MKL's packing buffers).
 Where numerics differ: times depend on the machine; believe the ratios. Bytes are exact.
 """
@@ -15,16 +17,17 @@ from __future__ import annotations
 import statistics
 import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Callable
 
 import torch
 
 
 @dataclass
 class Row:
-    """One line of the table. `ours` and `peer` are in `unit`; `ratio` is told by `told` ("{:.1f} × as fast"), and met
-    where it is at least (`goal` > 1) or at most (`goal` ≤ 1) the goal."""
+    """One line of the table. `ours` and `peer` are in `unit`; `ratio` is told by `told` ("{:.1f} ×
+    as fast"), and met where it is at least (`goal` > 1) or at most (`goal` ≤ 1) the goal.
+    """
 
     what: str
     threads: int
@@ -81,7 +84,9 @@ def median_ms(seconds: Seconds, name: str) -> float:
 
 def saved_bytes(step: Callable[[], torch.Tensor], model: torch.nn.Module) -> int:
     """Bytes that autograd keeps for the backward pass of `step`, which returns the loss."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    own = {
+        tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]
+    }
     kept: dict[int, int] = {}
     held = []  # so that no address is given out twice
 
@@ -98,12 +103,16 @@ def saved_bytes(step: Callable[[], torch.Tensor], model: torch.nn.Module) -> int
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most memory that `work` has at any one time from torch's CPU allocator, plus the most from Python and NumPy."""
+    """The most memory that `work` has at any one time from torch's CPU allocator, plus the most
+    from Python and NumPy.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         work()
-    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

@@ -1,7 +1,9 @@
-"""The README's example of `minilora budget`, really run: a run that a card does not hold, what makes it fit, and the picture.
+"""The README's example of `minilora budget`, really run: a run that a card does not hold, what
+makes it fit, and the picture.
 
 What it replaces: output typed or remembered.
-How it works: as in `example.py`, whose `run` it uses; the output goes to `results/budget.json`, the picture to `docs/budget.svg`. Takes a second.
+How it works: as in `example.py`, whose `run` it uses; the output goes to `results/budget.json`, the
+picture to `docs/budget.svg`. Takes a second.
 What it leaves out: the other options; `minilora budget --help` lists them.
 Where numerics differ: nowhere; the numbers are counted, not measured.
 
@@ -21,12 +23,32 @@ from example import ROOT, run  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "budget.json"
 PICTURE = "docs/budget.svg"
-COMMAND = ["budget", "--model", "llama-7b", "--method", "qlora", "--rank", "64", "--batch", "8", "--seq", "1024", "--no-checkpointing", "--gpu", "T4"]
+COMMAND = [
+    "budget",
+    "--model",
+    "llama-7b",
+    "--method",
+    "qlora",
+    "--rank",
+    "64",
+    "--batch",
+    "8",
+    "--seq",
+    "1024",
+    "--no-checkpointing",
+    "--gpu",
+    "T4",
+]
 
 
 def main() -> None:
     shown = [run([*COMMAND, "--picture", PICTURE], ROOT / "runs" / "extract")]
-    RESULTS.write_text(json.dumps({"date": date.today().isoformat(), "commands": shown}, indent=1, ensure_ascii=False) + "\n")
+    RESULTS.write_text(
+        json.dumps(
+            {"date": date.today().isoformat(), "commands": shown}, indent=1, ensure_ascii=False
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""Speed and memory on the processor, ours beside the library's beside the floor, at one thread and at two: one run, one table.
+"""Speed and memory on the processor, ours beside the library's beside the floor, at one thread and
+at two: one run, one table.
 
 What it replaces: single numbers from single runs.
-How it works: each number of threads gets a new process, since thread pools are made once; in it the sections run one after
-another (`_codes.py`, `_steps.py`, `_inference.py`), the contenders of each taking turns. `_measure.py` says how time and
-memory are measured. The table is printed and goes to `results/cpu.json` with machine, versions, date and the load of the machine;
-`make readme` puts it into the README. A contender that gives other results than its peer stops the run.
-The decoder of 4-bit weights is compiled before anything is timed (MINILORA_COMPILE=always), as it is in any long run by itself.
+How it works: each number of threads gets a new process, since thread pools are made once; in it the
+sections run one after another (`_codes.py`, `_steps.py`, `_inference.py`), the contenders of each
+taking turns. `_measure.py` says how time and memory are measured. The table is printed and goes to
+`results/cpu.json` with machine, versions, date and the load of the machine; `make readme` puts it
+into the README. A contender that gives other results than its peer stops the run. The decoder of
+4-bit weights is compiled before anything is timed (MINILORA_COMPILE=always), as it is in any long
+run by itself.
 What it leaves out: graphics cards; torch.compile over whole models.
-Where numerics differ: see the modules that are measured. The processor is often a shared one: believe ratios, not milliseconds.
+Where numerics differ: see the modules that are measured. The processor is often a shared one:
+believe ratios, not milliseconds.
 
     python benchmarks/cpu.py [--threads 1,2] [--only codes,lora] [--rounds 11] [--quick]
 """
@@ -23,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +43,9 @@ def section_rows(section: str, threads: int, rounds: int, quick: bool) -> list:
     from _inference import generation_rows, int8_rows
     from _steps import Shape, step_rows
 
-    shape = Shape(hidden=64, layers=1, inner=128, vocab=96, length=16, batch=2) if quick else Shape()
+    shape = (
+        Shape(hidden=64, layers=1, inner=128, vocab=96, length=16, batch=2) if quick else Shape()
+    )
     if section == "codes":
         return code_rows(threads, 128 if quick else 4096, rounds)
     if section == "int8":
@@ -47,11 +53,15 @@ def section_rows(section: str, threads: int, rounds: int, quick: bool) -> list:
     if section == "generation":
         return generation_rows(threads, 16, 4 if quick else 128, rounds)
     method = {"lora": "LoRA", "qlora": "QLoRA"}[section]
-    return [row for name in ("fp32", "bf16") for row in step_rows(method, name, threads, shape, rounds)]
+    return [
+        row for name in ("fp32", "bf16") for row in step_rows(method, name, threads, shape, rounds)
+    ]
 
 
 def measure(threads: int, options: argparse.Namespace) -> list[dict]:
-    """All sections in this process, with that many threads; each row is printed when it is there."""
+    """All sections in this process, with that many threads; each row is printed when it is
+    there.
+    """
     import torch
     from transformers.utils import logging
 
@@ -71,29 +81,60 @@ def measure(threads: int, options: argparse.Namespace) -> list[dict]:
 
 def in_new_process(threads: int, options: argparse.Namespace) -> tuple[list[dict], list[float]]:
     """Rows measured by a process of its own, and the machine's load averages before and after."""
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     environment["MINILORA_COMPILE"] = "auto" if options.quick else "always"
-    environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment |= {
+        name: str(threads)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
     before = load()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        command = [sys.executable, __file__, "--measure", str(out), "--threads", str(threads), "--rounds", str(options.rounds)]
+        command = [
+            sys.executable,
+            __file__,
+            "--measure",
+            str(out),
+            "--threads",
+            str(threads),
+            "--rounds",
+            str(options.rounds),
+        ]
         command += ["--only", ",".join(options.only), *(["--quick"] if options.quick else [])]
-        with open(Path(folder) / "stderr", "w+") as chatter:  # warnings of the libraries; shown where something failed
+        # warnings of the libraries; shown where something failed
+        with open(Path(folder) / "stderr", "w+") as chatter:
             code = subprocess.run(command, env=environment, stderr=chatter).returncode
             if code:
                 chatter.seek(0)
                 sys.stderr.write(chatter.read()[-4000:])
-                raise SystemExit(f"benchmarks/cpu.py: the run with {threads} threads ended with code {code}; nothing is written")
+                raise SystemExit(
+                    f"benchmarks/cpu.py: the run with {threads} threads ended with code "
+                    f"{code}; nothing is written"
+                )
         return json.loads(out.read_text()), [before, load()]
 
 
 def line(record: dict) -> str:
     """One row of the table as text."""
     told = record["told"].format(record["ratio"])
-    goal = "" if record["goal"] is None else f" (goal {'≥' if record['goal'] > 1 else '≤'} {record['goal']:g}: {'met' if record['met'] else 'MISSED'})"
-    return (f"{record['what']:52} {record['threads']}  {record['ours']:9.2f} {record['unit']:8} {record['peer_name']} {record['peer']:9.2f}"
-            f"  {told}{goal}  {record['beside']}").rstrip()  # fmt: skip
+    goal = (
+        ""
+        if record["goal"] is None
+        else (
+            f" (goal {'≥' if record['goal'] > 1 else '≤'} {record['goal']:g}: "
+            f"{'met' if record['met'] else 'MISSED'})"
+        )
+    )
+    return (
+        f"{record['what']:52} {record['threads']}  {record['ours']:9.2f} {record['unit']:8} "
+        f"{record['peer_name']} {record['peer']:9.2f}"
+        f"  {told}{goal}  {record['beside']}"
+    ).rstrip()
 
 
 def load() -> float:
@@ -106,10 +147,24 @@ def machine() -> dict:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        model = next((text.split(":", 1)[1].strip() for text in info.read_text().splitlines() if text.startswith("model name")), model)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {"processor": model, "architecture": platform.machine(), "system": platform.system(), "cores": os.cpu_count(),
-            "memory_GB": round(memory / 1e9, 1)}  # fmt: skip
+        model = next(
+            (
+                text.split(":", 1)[1].strip()
+                for text in info.read_text().splitlines()
+                if text.startswith("model name")
+            ),
+            model,
+        )
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    )
+    return {
+        "processor": model,
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "memory_GB": round(memory / 1e9, 1),
+    }
 
 
 def use_all_cores() -> None:
@@ -123,10 +178,21 @@ def use_all_cores() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", default="1,2", type=lambda text: [int(word) for word in text.split(",")])
-    parser.add_argument("--only", default=list(SECTIONS), type=lambda text: text.split(","), help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument(
+        "--threads", default="1,2", type=lambda text: [int(word) for word in text.split(",")]
+    )
+    parser.add_argument(
+        "--only",
+        default=list(SECTIONS),
+        type=lambda text: text.split(","),
+        help=f"some of {','.join(SECTIONS)}",
+    )
     parser.add_argument("--rounds", type=int, help="timed runs of each contender (default 11)")
-    parser.add_argument("--quick", action="store_true", help="small shapes and one round, to see that all runs; writes nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small shapes and one round, to see that all runs; writes nothing",
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := set(options.only) - set(SECTIONS):
@@ -145,17 +211,32 @@ def main() -> None:
     for threads in options.threads:
         new, loads[threads] = in_new_process(threads, options)
         rows += new
-    print("\n" + "\n".join(line(row) for row in sorted(rows, key=lambda row: (SECTIONS.index(row["section"]), row["threads"]))))
+    print(
+        "\n"
+        + "\n".join(
+            line(row)
+            for row in sorted(
+                rows, key=lambda row: (SECTIONS.index(row["section"]), row["threads"])
+            )
+        )
+    )
     missed = [row for row in rows if row["met"] is False]
-    print(f"\n{sum(row['met'] is True for row in rows)} goals met, {len(missed)} missed, {time.time() - start:.0f} s", flush=True)
+    print(
+        f"\n{sum(row['met'] is True for row in rows)} goals met, {len(missed)} missed, "
+        f"{time.time() - start:.0f} s",
+        flush=True,
+    )
     if options.quick or set(options.only) != set(SECTIONS):
         return
     found = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "command": shlex.join(["python", "benchmarks/cpu.py", *sys.argv[1:]]),
         "machine": machine(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-        "load_average": {str(threads): {"before": pair[0], "after": pair[1]} for threads, pair in loads.items()},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+        "load_average": {
+            str(threads): {"before": pair[0], "after": pair[1]} for threads, pair in loads.items()
+        },
         "rounds": options.rounds,
         "seconds": round(time.time() - start),
         "rows": rows,

@@ -1,19 +1,27 @@
-"""QLoRA on a graphics card: a step beside transformers + peft + bitsandbytes, and the memory claims really executed.
+"""QLoRA on a graphics card: a step beside transformers + peft + bitsandbytes, and the memory claims
+really executed.
 
 What it replaces: a figure from somebody else's card.
-How it works: seven runs in parts, each in a process of its own, so that one that runs out of memory spoils no other:
+How it works: seven runs in parts, each in a process of its own, so that one that runs out of memory
+spoils no other:
 
-    a1, a3, a8      tokens a second and peak memory of a step at the shapes of Llama-3.2-1B, 3.2-3B and 3.1-8B, ours and theirs: the
-                    same batch, targets, rank, checkpointing, clipping and fused AdamW; after warm-up the median of up to ten steps
-    b7, b20, b65    training under a cap on what torch may take: 7B and 20B on a card of 24 GB, 65B on one of 48 GB; five steps on one
+    a1, a3, a8      tokens a second and peak memory of a step at the shapes of Llama-3.2-1B, 3.2-3B
+    and 3.1-8B, ours and theirs: the
+                    same batch, targets, rank, checkpointing, clipping and fused AdamW; after
+                    warm-up the median of up to ten steps
+    b7, b20, b65    training under a cap on what torch may take: 7B and 20B on a card of 24 GB, 65B
+    on one of 48 GB; five steps on one
                     batch, the predicted peak (`budget.estimate`) beside the measured one
 
-Weights are random, in real shapes, made and quantized layer by layer on the device (`_random_llama.py`); `_card.py` says how peaks are
-measured and what a cap means. Every part is written to results/gpu-NAME.json as soon as it is over; a second call goes on with those that
-are missing, broke off or lack a library. What did not run is in the file with its reason.
-`--device cpu --tiny --out DIR` runs the same code in small on a processor, its peaks counted by the ledger and held to caps of their own.
+Weights are random, in real shapes, made and quantized layer by layer on the device
+(`_random_llama.py`); `_card.py` says how peaks are measured and what a cap means. Every part is
+written to results/gpu-NAME.json as soon as it is over; a second call goes on with those that are
+missing, broke off or lack a library. What did not run is in the file with its reason.
+`--device cpu --tiny --out DIR` runs the same code in small on a processor, its peaks counted by the
+ledger and held to caps of their own.
 What it leaves out: data, accuracy (`peers_train.py`), several cards.
-Where numerics differ: peaks on a card are torch's own count, in blocks of 512 bytes with cuBLAS' workspaces, which the prediction adds.
+Where numerics differ: peaks on a card are torch's own count, in blocks of 512 bytes with cuBLAS'
+workspaces, which the prediction adds.
 
     python benchmarks/gpu.py [--parts a1,a3,a8,b7,b20,b65] [--out DIR] [--fresh] [--tiny]
     python benchmarks/gpu.py --device cpu --tiny --out DIR
@@ -30,7 +38,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +52,7 @@ from minilora.files import atomic_write  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-# ------------------------------------------------------------------------------------------------------- the results file
+# --------------------------------------------------------------------------------- the results file
 
 
 def read(path: Path) -> dict:
@@ -54,7 +62,9 @@ def read(path: Path) -> dict:
 def write(path: Path, found: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.write_text(
+            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def file_for(device_name: str, options: argparse.Namespace) -> Path:
@@ -64,18 +74,30 @@ def file_for(device_name: str, options: argparse.Namespace) -> Path:
 
 
 def settings_of(part: Part, options: argparse.Namespace) -> dict:
-    """What decides a part's numbers: a record with other settings, or of other libraries, is not gone on with."""
+    """What decides a part's numbers: a record with other settings, or of other libraries, is not
+    gone on with.
+    """
     from _card import versions
 
-    told = asdict(part) | {"shape": {name: value for name, value in asdict(part.shape).items() if name != "published"}, "runs": [list(run) for run in part.runs]}
-    return told | {"parameters": part.shape.parameters, "seed": SEED, "cap": options.cap_gb, "versions": versions()}
+    told = asdict(part) | {
+        "shape": {name: value for name, value in asdict(part.shape).items() if name != "published"},
+        "runs": [list(run) for run in part.runs],
+    }
+    return told | {
+        "parameters": part.shape.parameters,
+        "seed": SEED,
+        "cap": options.cap_gb,
+        "versions": versions(),
+    }
 
 
-# ------------------------------------------------------------------------------------------------------- one part, alone
+# ---------------------------------------------------------------------------------- one part, alone
 
 
 def child(name: str, options: argparse.Namespace) -> None:
-    """Run one part in this process and write its record to `options.to`; an error becomes the record."""
+    """Run one part in this process and write its record to `options.to`; an error becomes the
+    record.
+    """
     import traceback
 
     from _gpu_parts import memory, speed
@@ -85,29 +107,54 @@ def child(name: str, options: argparse.Namespace) -> None:
     try:
         record = (speed if part.kind == "speed" else memory)(part, options)
     except Exception as error:
-        record = {"status": "failed", "error": f"{type(error).__name__}: {error}", "where": traceback.format_exc().splitlines()[-12:]}
+        record = {
+            "status": "failed",
+            "error": f"{type(error).__name__}: {error}",
+            "where": traceback.format_exc().splitlines()[-12:],
+        }
     record["seconds"] = round(time.perf_counter() - began, 1)
     Path(options.to).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
 
 
 def in_new_process(name: str, options: argparse.Namespace) -> dict:
-    """The record of one part, run by a process of its own; also where that process is killed or takes too long."""
+    """The record of one part, run by a process of its own; also where that process is killed or
+    takes too long.
+    """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "record.json"
-        command = [sys.executable, __file__, "--child", name, "--to", str(to), "--device", options.device, *["--tiny"] * options.tiny]
+        command = [
+            sys.executable,
+            __file__,
+            "--child",
+            name,
+            "--to",
+            str(to),
+            "--device",
+            options.device,
+            *["--tiny"] * options.tiny,
+        ]
         command += ["--cap-gb", str(options.cap_gb)] if options.cap_gb else []
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
         with open(Path(folder) / "stderr", "w+", encoding="utf-8", errors="replace") as chatter:
             try:
-                code = subprocess.run(command, stderr=chatter, env=environment, timeout=options.limit).returncode
+                code = subprocess.run(
+                    command, stderr=chatter, env=environment, timeout=options.limit
+                ).returncode
                 why = f"the process ended with code {code}"
             except subprocess.TimeoutExpired:
                 why = f"the process was stopped after {options.limit:g} s"
             chatter.seek(0)
             said = chatter.read().splitlines()
         record = read(to) or {"status": "killed", "error": why, "where": said[-12:]}
-    return record | {"wall_seconds": round(time.perf_counter() - began, 1), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return record | {
+        "wall_seconds": round(time.perf_counter() - began, 1),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def run(options: argparse.Namespace) -> int:
@@ -116,13 +163,25 @@ def run(options: argparse.Namespace) -> int:
     from _card import device_told, versions
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA GPU was found; run this where torch.cuda.is_available() is True, or try --device cpu --tiny --out DIR", file=sys.stderr)
+        print(
+            "no CUDA GPU was found; run this where torch.cuda.is_available() is True, or try "
+            "--device cpu --tiny --out DIR",
+            file=sys.stderr,
+        )
         return 2
     about = device_told(options.device)
     path, parts = file_for(about["name"], options), TINY if options.tiny else PARTS
     found = {} if options.fresh else read(path)
-    found |= {"what": "QLoRA steps on one device, weights random", "command": "python benchmarks/gpu.py" + (f" --device {options.device}" * (options.device != "cuda")) + " --tiny" * options.tiny,
-              "device": about, "versions": versions(), "seed": SEED, "date": datetime.now(timezone.utc).date().isoformat()}  # fmt: skip
+    found |= {
+        "what": "QLoRA steps on one device, weights random",
+        "command": "python benchmarks/gpu.py"
+        + (f" --device {options.device}" * (options.device != "cuda"))
+        + " --tiny" * options.tiny,
+        "device": about,
+        "versions": versions(),
+        "seed": SEED,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
     records = found.setdefault("parts", {})
     missing = []
     for name in options.parts:
@@ -136,7 +195,17 @@ def run(options: argparse.Namespace) -> int:
         write(path, found | {"parts": {each: records[each] for each in parts if each in records}})
         print("\n".join(f"  {line}" for line in lines(records[name])), flush=True)
         missing += [name] * (records[name]["status"] != "done")
-    print(f"{path}" + (f"; not done: {', '.join(missing)} (the file says why; the same command tries them again)" if missing else ""))
+    print(
+        f"{path}"
+        + (
+            (
+                f"; not done: {', '.join(missing)} (the file says why; the same command tries "
+                "them again)"
+            )
+            if missing
+            else ""
+        )
+    )
     return min(1, len(missing))
 
 
@@ -144,12 +213,31 @@ def lines(record: dict) -> list[str]:
     """A record in a few lines for the terminal."""
     told = []
     for who, each in record.get("contenders", {}).items():
-        told.append(f"{who:24} " + (f"{each['tokens_per_second']:10.1f} tokens/s  peak {each['allocated'] / GIB:7.3f} GiB  loss {each['losses'][0]:.4f} → {each['losses'][-1]:.4f}"
-                                    if each["status"] == "done" else f"{each['status']}: {each['error']}"))  # fmt: skip
+        told.append(
+            f"{who:24} "
+            + (
+                (
+                    f"{each['tokens_per_second']:10.1f} tokens/s  peak "
+                    f"{each['allocated'] / GIB:7.3f} GiB  loss {each['losses'][0]:.4f} → "
+                    f"{each['losses'][-1]:.4f}"
+                )
+                if each["status"] == "done"
+                else f"{each['status']}: {each['error']}"
+            )
+        )
     for each in record.get("trainings", []):
-        start = f"rank {each['rank']:3} under {each['cap']['GiB']:.3f} GiB ({each['cap']['GB']:.3f} GB)"
-        told.append(f"{start}: peak {each['allocated'] / GIB:.3f} GiB, predicted {each['predicted'] / GIB:.3f} ({each['error_of_prediction']:+.2%}); loss {each['losses'][0]:.4f} → {each['losses'][-1]:.4f}"
-                    if each["status"] == "done" else f"{start}: {each['status']}: {each['error']}")  # fmt: skip
+        start = (
+            f"rank {each['rank']:3} under {each['cap']['GiB']:.3f} GiB ({each['cap']['GB']:.3f} GB)"
+        )
+        told.append(
+            (
+                f"{start}: peak {each['allocated'] / GIB:.3f} GiB, predicted "
+                f"{each['predicted'] / GIB:.3f} ({each['error_of_prediction']:+.2%}); loss "
+                f"{each['losses'][0]:.4f} → {each['losses'][-1]:.4f}"
+            )
+            if each["status"] == "done"
+            else f"{start}: {each['status']}: {each['error']}"
+        )
     told += [f"{record['status']}: {record['error']}"] if "error" in record else []
     return [*told, f"{record['status']} in {record['wall_seconds']:.0f} s"]
 
@@ -157,11 +245,24 @@ def lines(record: dict) -> list[str]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--tiny", action="store_true", help="small shapes: seconds, on a card too, to see that everything runs")
-    parser.add_argument("--parts", default=list(PARTS), type=lambda text: text.split(","), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--out", metavar="DIR", help="folder for the file (default benchmarks/results)")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="small shapes: seconds, on a card too, to see that everything runs",
+    )
+    parser.add_argument(
+        "--parts",
+        default=list(PARTS),
+        type=lambda text: text.split(","),
+        help=f"some of {','.join(PARTS)}",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the file (default benchmarks/results)"
+    )
     parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
-    parser.add_argument("--cap-gb", type=float, help="another cap for b7, b20 and b65, in 10⁹ bytes")
+    parser.add_argument(
+        "--cap-gb", type=float, help="another cap for b7, b20 and b65, in 10⁹ bytes"
+    )
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one part")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--to", help=argparse.SUPPRESS)

@@ -1,21 +1,28 @@
-"""Fine-tuning by transformers + peft + bitsandbytes beside ours: the same data, seeds and settings; accuracy, time and memory.
+"""Fine-tuning by transformers + peft + bitsandbytes beside ours: the same data, seeds and settings;
+accuracy, time and memory.
 
 What it replaces: a comparison of two scripts that differ in more than the libraries.
-How it works: in three sections, whose records stand in `results/peers-train.json` as soon as they are there:
+How it works: in three sections, whose records stand in `results/peers-train.json` as soon as they
+are there:
 
-    exact     `minilora finetune --backend peft` and `--backend minilora`, then `minilora evaluate`, for each task and seed, as a reader
-              would type them: QLoRA, rank 8, all linear layers. Where --work names a folder, a run that was broken off is gone on with
-    time      both models in one process, one step each in turn on the same rows, so that a change of the machine's pace hits both
-    memory    a process for each: how far the resident set rises above what it was before the model was read, over the first steps of
-              the run; then the peak of the storages of two steps on their longest rows, as the ledger counts them
-              (on a GPU: what torch's allocator gave out; the resident set is not asked there)
+    exact     `minilora finetune --backend peft` and `--backend minilora`, then `minilora evaluate`,
+    for each task and seed, as a reader
+              would type them: QLoRA, rank 8, all linear layers. Where --work names a folder, a run
+              that was broken off is gone on with
+    time      both models in one process, one step each in turn on the same rows, so that a change
+    of the machine's pace hits both memory    a process for each: how far the resident set rises
+    above what it was before the model was read, over the first steps of
+              the run; then the peak of the storages of two steps on their longest rows, as the
+              ledger counts them (on a GPU: what torch's allocator gave out; the resident set is not
+              asked there)
 
 Everything is at one thread. With a GPU at hand its rows are measured beside the processor's.
 What it leaves out: other methods than QLoRA; `cpu.py` has single steps of LoRA, and bf16.
-Where numerics differ: both stacks start from the same numbers and see the same rows; losses part in the last bits, and with them, after
-hundreds of steps, some of the 200 answers.
+Where numerics differ: both stacks start from the same numbers and see the same rows; losses part in
+the last bits, and with them, after hundreds of steps, some of the 200 answers.
 
-    python benchmarks/peers_train.py [--sections exact,time,memory] [--tasks extract,mood] [--steps 300]
+    python benchmarks/peers_train.py [--sections exact,time,memory] [--tasks extract,mood] [--steps
+    300]
                                       [--seeds 0,1,2] [--device cpu] [--again]
 """
 
@@ -27,7 +34,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,8 +60,14 @@ def keep(record: dict) -> None:
 
     found = read()
     others = [each for each in found.get("records", []) if each["key"] != record["key"]]
-    told = {"what": "QLoRA of rank 8 on all linear layers of the shipped base", "threads": 1, "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": machine(), "versions": versions(), "records": sorted([*others, record], key=lambda each: each["key"])}  # fmt: skip
+    told = {
+        "what": "QLoRA of rank 8 on all linear layers of the shipped base",
+        "threads": 1,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "records": sorted([*others, record], key=lambda each: each["key"]),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     with atomic_write(RESULTS) as path:
         path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -67,22 +80,48 @@ def keys(options: argparse.Namespace) -> list[str]:
         for section in options.sections:
             for task in options.tasks:
                 if section == "exact":
-                    found += [f"{device} exact {task} {backend} {options.steps} {seed}" for seed in options.seeds for backend in BACKENDS]
+                    found += [
+                        f"{device} exact {task} {backend} {options.steps} {seed}"
+                        for seed in options.seeds
+                        for backend in BACKENDS
+                    ]
                 else:
-                    found += [f"{device} {section} {task}" + f" {backend}" * (section == "memory") for backend in (BACKENDS if section == "memory" else ("",))]
+                    found += [
+                        f"{device} {section} {task}" + f" {backend}" * (section == "memory")
+                        for backend in (BACKENDS if section == "memory" else ("",))
+                    ]
     return found
 
 
-# -------------------------------------------------------------------------------------------------------------- exact
+# -------------------------------------------------------------------------------------------- exact
 
 
 def exact(key: str, work: Path | None) -> dict:
-    """Fine-tune and evaluate by the command line. work: a folder in which runs lie, and are gone on with."""
+    """Fine-tune and evaluate by the command line. work: a folder in which runs lie, and are gone on
+    with.
+    """
     from tasks import call, score
 
     device, _, task, backend, steps, seed = key.split()
-    command = ["finetune", "--model", "tiny", "--data", f"data/tasks/{task}", "--method", "qlora", "--rank", "8", "--targets", "all",
-               "--steps", steps, "--seed", seed, "--backend", backend]  # fmt: skip
+    command = [
+        "finetune",
+        "--model",
+        "tiny",
+        "--data",
+        f"data/tasks/{task}",
+        "--method",
+        "qlora",
+        "--rank",
+        "8",
+        "--targets",
+        "all",
+        "--steps",
+        steps,
+        "--seed",
+        seed,
+        "--backend",
+        backend,
+    ]
     command += ["--device", device] if device != "cpu" else []
     with tempfile.TemporaryDirectory() as spare:
         folder = (work or Path(spare)) / key.replace(" exact ", " ").replace(" ", "-")
@@ -90,16 +129,36 @@ def exact(key: str, work: Path | None) -> dict:
             call(["finetune", "--out", str(folder), "--resume"])
         else:
             call([*command, "--out", str(folder)])
-        output, _ = call(["evaluate", "--model", "tiny", "--adapter", str(folder), "--data", f"data/tasks/{task}"])
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        output, _ = call(
+            [
+                "evaluate",
+                "--model",
+                "tiny",
+                "--adapter",
+                str(folder),
+                "--data",
+                f"data/tasks/{task}",
+            ]
+        )
+        records = [
+            json.loads(line)
+            for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     hits, asked = score(output)
     valid = [record["valid_loss"] for record in records if "valid_loss" in record]
     steps = [record for record in records if "loss" in record]
-    return {"hits": hits, "of": asked, "steps": len(steps), "valid_loss": [valid[0], valid[-1]], "loop_seconds": round(sum(record["seconds"] for record in steps), 1), "load_average": round(os.getloadavg()[0], 2),
-            "command": f"minilora {' '.join(command)} --out DIR"}  # fmt: skip
+    return {
+        "hits": hits,
+        "of": asked,
+        "steps": len(steps),
+        "valid_loss": [valid[0], valid[-1]],
+        "loop_seconds": round(sum(record["seconds"] for record in steps), 1),
+        "load_average": round(os.getloadavg()[0], 2),
+        "command": f"minilora {' '.join(command)} --out DIR",
+    }
 
 
-# --------------------------------------------------------------------------------------------------- time and memory
+# ---------------------------------------------------------------------------------- time and memory
 
 
 class Run:
@@ -113,13 +172,26 @@ class Run:
         from minilora.train import Batches, parameter_groups
 
         data = str(ROOT / "data" / "tasks" / task)
-        settings = {**finetune.DEFAULTS, **METHOD, "data": data, "backend": backend, "device": device, "lr": finetune.LEARNING_RATE["qlora"]}
+        settings = {
+            **finetune.DEFAULTS,
+            **METHOD,
+            "data": data,
+            "backend": backend,
+            "device": device,
+            "lr": finetune.LEARNING_RATE["qlora"],
+        }
         self.config, folder = finetune.train_config(settings), models.resolve("tiny")
-        rows, _ = finetune.read_rows(settings, Tokenizer.from_pretrained(folder), models.positions(folder))
+        rows, _ = finetune.read_rows(
+            settings, Tokenizer.from_pretrained(folder), models.positions(folder)
+        )
         self.batches = Batches(rows, self.config.batch_size, self.config.seed)
         self.model = finetune.build(settings, folder, device)[0].train()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, self.config),
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+        )
 
     def step(self, number: int) -> float:
         import torch
@@ -134,21 +206,32 @@ class Run:
 
 
 def time_section(device: str, task: str) -> dict:
-    """Steps of both in turn; medians, and the median of the ratios of neighbours. Their losses must agree before a clock is believed."""
+    """Steps of both in turn; medians, and the median of the ratios of neighbours. Their losses must
+    agree before a clock is believed.
+    """
     from _measure import interleaved, median_ms, ratio
 
     runs = {backend: Run(task, backend, device) for backend in BACKENDS}
     losses: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
 
     def one(backend: str) -> None:
-        losses[backend].append(runs[backend].step(len(losses[backend])))  # the loss is read, so the device has finished
+        # the loss is read, so the device has finished
+        losses[backend].append(runs[backend].step(len(losses[backend])))
 
-    seconds = interleaved({backend: lambda backend=backend: one(backend) for backend in BACKENDS}, TIMED)
+    seconds = interleaved(
+        {backend: lambda backend=backend: one(backend) for backend in BACKENDS}, TIMED
+    )
     apart = max(abs(a - b) for a, b in zip(*losses.values()))
     assert apart < 0.05 * losses["peft"][0], f"the losses of the two stacks are {apart} apart"
     share, quarters = ratio(seconds, "minilora", "peft")
-    return {"steps": TIMED, "ms": {backend: round(median_ms(seconds, backend), 2) for backend in BACKENDS}, "ratio": round(share, 4),
-            "quarters": [round(each, 4) for each in quarters], "losses_apart": apart, "load_average": round(os.getloadavg()[0], 2)}  # fmt: skip
+    return {
+        "steps": TIMED,
+        "ms": {backend: round(median_ms(seconds, backend), 2) for backend in BACKENDS},
+        "ratio": round(share, 4),
+        "quarters": [round(each, 4) for each in quarters],
+        "losses_apart": apart,
+        "load_average": round(os.getloadavg()[0], 2),
+    }
 
 
 def memory_section(device: str, task: str, backend: str) -> dict:
@@ -184,7 +267,11 @@ def memory_section(device: str, task: str, backend: str) -> dict:
 def resident() -> int:
     """Bytes of this process that are in memory now; 0 where the system does not say."""
     status = Path("/proc/self/status")
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line) if status.exists() else {}
+    fields = (
+        dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        if status.exists()
+        else {}
+    )
     return 1024 * int(fields["VmRSS"].split()[0]) if "VmRSS" in fields else 0
 
 
@@ -198,10 +285,22 @@ def child(key: str) -> dict:
 
 def in_new_process(key: str) -> dict:
     """Measured by a process of its own, at one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MALLOC_ARENA_MAX": "1",
+    }
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "record.json"
-        done = subprocess.run([sys.executable, __file__, "--child", key, "--to", str(to)], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", key, "--to", str(to)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise SystemExit(f"{key}: {done.stdout}{done.stderr}")
         return json.loads(to.read_text(encoding="utf-8"))
@@ -212,13 +311,27 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--sections", default=list(SECTIONS), type=words, help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument(
+        "--sections", default=list(SECTIONS), type=words, help=f"some of {','.join(SECTIONS)}"
+    )
     parser.add_argument("--tasks", default=list(TASKS), type=words)
-    parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(word) for word in text.split(",")], help="of the exact section")
+    parser.add_argument(
+        "--seeds",
+        default=[0, 1, 2],
+        type=lambda text: [int(word) for word in text.split(",")],
+        help="of the exact section",
+    )
     parser.add_argument("--steps", default=300, type=int, help="of the exact section")
-    parser.add_argument("--device", default=["cpu", *["cuda"] * torch.cuda.is_available()], type=words, help="cpu, cuda (default: what is there)")
+    parser.add_argument(
+        "--device",
+        default=["cpu", *["cuda"] * torch.cuda.is_available()],
+        type=words,
+        help="cpu, cuda (default: what is there)",
+    )
     parser.add_argument("--again", action="store_true", help="measure again what the file has")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="where runs lie, to go on with them")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="where runs lie, to go on with them"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--to", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -234,7 +347,10 @@ def main() -> None:
             continue
         record = exact(key, options.work) if key.split()[1] == "exact" else in_new_process(key)
         keep({"key": key, **record})
-        print(f"{key}: {json.dumps({name: value for name, value in record.items() if name != 'command'})}", flush=True)
+        print(
+            f"{key}: {json.dumps({name: value for name, value in record.items() if name != 'command'})}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

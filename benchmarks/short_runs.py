@@ -1,9 +1,12 @@
-"""Short fine-tuning runs of the shipped base, many of them: one recipe in, one record out, written as they end.
+"""Short fine-tuning runs of the shipped base, many of them: one recipe in, one record out, written
+as they end.
 
-What it replaces: a sweep tool. How it works: a recipe is a dict of plain values; `one_run` follows it at one thread with its own seed, and
-`sweep` spreads recipes over processes and puts each record into a JSON file at once, so that a sweep that was broken off goes on where
-it stopped. Records of another base or of another recipe are dropped. What it leaves out: more than one machine. Where numerics differ: the
-order of additions depends on torch's version, processor and threads; records say all three.
+What it replaces: a sweep tool. How it works: a recipe is a dict of plain values; `one_run` follows
+it at one thread with its own seed, and `sweep` spreads recipes over processes and puts each record
+into a JSON file at once, so that a sweep that was broken off goes on where it stopped. Records of
+another base or of another recipe are dropped. What it leaves out: more than one machine. Where
+numerics differ: the order of additions depends on torch's version, processor and threads; records
+say all three.
 """
 
 from __future__ import annotations
@@ -25,8 +28,16 @@ from minilora.files import atomic_write, data_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RECIPE = {
-    "task": "extract", "rank": 8, "alpha": 16, "targets": "all", "precision": "nf4",
-    "steps": 60, "batch_size": 16, "lr": 2e-3, "seed": 0, "asked": 40,
+    "task": "extract",
+    "rank": 8,
+    "alpha": 16,
+    "targets": "all",
+    "precision": "nf4",
+    "steps": 60,
+    "batch_size": 16,
+    "lr": 2e-3,
+    "seed": 0,
+    "asked": 40,
 }
 DENSE = ("fp32",)
 
@@ -34,8 +45,9 @@ DENSE = ("fp32",)
 def adapted(recipe: dict):
     """(model, tokenizer): what the recipe trains. Without a `method` that is LoRA.
 
-    "lora": the shipped base in the recipe's precision with an adapter, its A drawn from the seed. "full": all weights of the base.
-    "small": a model of the recipe's `shape` that starts from random numbers.
+    "lora": the shipped base in the recipe's precision with an adapter, its A drawn from the seed.
+    "full": all weights of the base. "small": a model of the recipe's `shape` that starts from
+    random numbers.
     """
     import torch
 
@@ -63,7 +75,9 @@ def smaller(shape: dict):
     """A Llama like the shipped base but for `shape` (fields of its config), with random weights."""
     from minilora.llama import Config, Llama
 
-    return Llama(Config.from_hf(json.loads((data_folder() / "base" / "config.json").read_text()) | shape))
+    return Llama(
+        Config.from_hf(json.loads((data_folder() / "base" / "config.json").read_text()) | shape)
+    )
 
 
 def linear_bytes(model) -> int:
@@ -77,7 +91,9 @@ def linear_bytes(model) -> int:
 
 
 def fields_right(answers: list[str], examples: list[dict]) -> dict[str, int]:
-    """For answers that should be JSON: in how many each field is right; an answer that is no JSON has none right."""
+    """For answers that should be JSON: in how many each field is right; an answer that is no JSON
+    has none right.
+    """
     right: dict[str, int] = {}
     for answer, example in zip(answers, examples):
         wanted = json.loads(example["response"])
@@ -103,13 +119,20 @@ def one_run(recipe: dict) -> dict:
     folder = data_folder() / "tasks" / recipe["task"]
     rows = encode_rows(read_split(folder, "train"), tokenizer)
     asked = read_split(folder, "test")[: recipe["asked"]]
-    history = train.fit(model, rows, progress=False, **{k: recipe[k] for k in ("steps", "batch_size", "lr", "seed")})
+    history = train.fit(
+        model, rows, progress=False, **{k: recipe[k] for k in ("steps", "batch_size", "lr", "seed")}
+    )
     valid = train.evaluate_loss(model, encode_rows(read_split(folder, "valid"), tokenizer))
     hits, _, answers = train.exact_match(model, tokenizer, asked)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     record = {
-        **recipe, "trained": trained, "linear_bytes": linear_bytes(model), "loss": [round(loss, 4) for loss in history.losses],
-        "valid_loss": round(valid, 4), "exact": hits, "answers": answers[:3],
+        **recipe,
+        "trained": trained,
+        "linear_bytes": linear_bytes(model),
+        "loss": [round(loss, 4) for loss in history.losses],
+        "valid_loss": round(valid, 4),
+        "exact": hits,
+        "answers": answers[:3],
     }
     if recipe["task"] == "extract":
         record["fields"] = fields_right(answers, asked)
@@ -118,15 +141,27 @@ def one_run(recipe: dict) -> dict:
 
 def fingerprint() -> str:
     """The first digits of the SHA-256 of the base's weights: a sweep belongs to one base."""
-    return hashlib.sha256((data_folder() / "base" / "model.safetensors").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((data_folder() / "base" / "model.safetensors").read_bytes()).hexdigest()[
+        :16
+    ]
 
 
 def header(told: str) -> dict:
     """What the file says about how its records came about."""
     return {
-        "what": told, "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]), "base": fingerprint(),
-        "machine": {"cpus": os.cpu_count(), "system": platform.system(), "processor": platform.machine(), "threads": 1},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "minilora")}},
+        "what": told,
+        "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "base": fingerprint(),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "threads": 1,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "minilora")},
+        },
         "date": datetime.date.today().isoformat(),
     }
 
@@ -138,14 +173,22 @@ def _kept(path: Path, recipes: list[dict]) -> list[dict]:
     told = json.loads(path.read_text(encoding="utf-8"))
     if told.get("base") != fingerprint():
         return []
-    return [record for record in told["runs"] if any(all(record.get(k) == v for k, v in recipe.items()) for recipe in recipes)]
+    return [
+        record
+        for record in told["runs"]
+        if any(all(record.get(k) == v for k, v in recipe.items()) for recipe in recipes)
+    ]
 
 
 def sweep(path: Path, told: str, recipes: list[dict], jobs: int, run=one_run) -> list[dict]:
-    """Do `run` with all recipes that `path` has no record of yet, write the records in the recipes' order, and give them back."""
+    """Do `run` with all recipes that `path` has no record of yet, write the records in the recipes'
+    order, and give them back.
+    """
 
     def place(record: dict) -> int:
-        return next(i for i, recipe in enumerate(recipes) if all(record[k] == v for k, v in recipe.items()))
+        return next(
+            i for i, recipe in enumerate(recipes) if all(record[k] == v for k, v in recipe.items())
+        )
 
     records = _kept(path, recipes)
     waiting = [recipe for i, recipe in enumerate(recipes) if i not in {place(r) for r in records}]
@@ -154,21 +197,40 @@ def sweep(path: Path, told: str, recipes: list[dict], jobs: int, run=one_run) ->
         for done in as_completed([pool.submit(run, recipe) for recipe in waiting]):
             records = sorted([*records, done.result()], key=place)
             with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps({**header(told), "runs": records}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                temporary.write_text(
+                    json.dumps({**header(told), "runs": records}, indent=1, ensure_ascii=False)
+                    + "\n",
+                    encoding="utf-8",
+                )
             print(" ", line(done.result()), flush=True)
     return records
 
 
 def line(record: dict) -> str:
     """A record in a line: what was run, and how it went where that was scored."""
-    words = ["task", "method", "targets", "rank", "precision", "lr", "steps", "seed", "exact", "asked", "valid_loss", "seconds"]
+    words = [
+        "task",
+        "method",
+        "targets",
+        "rank",
+        "precision",
+        "lr",
+        "steps",
+        "seed",
+        "exact",
+        "asked",
+        "valid_loss",
+        "seconds",
+    ]
     return ", ".join(f"{word} {record[word]}" for word in words if word in record)
 
 
 def arguments(description: str, name: str, steps: int = RECIPE["steps"]):
     """The command line that the sweeps share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=RESULTS / name, help="the JSON file to write and to go on with")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / name, help="the JSON file to write and to go on with"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--steps", type=int, default=steps, help="steps of each run")
     return parser

@@ -1,12 +1,14 @@
-"""Every task with every method, by the commands a reader would type; the table stands in the README.
+"""Every task with every method, by the commands a reader would type; the table stands in the
+README.
 
 What it replaces: a table typed by hand.
-How it works: for each task and method it runs `minilora finetune` and `minilora evaluate` as processes of their own,
-each with one thread, two at a time, and writes what `evaluate` printed to `results/tasks.json`. A run that the file
-already holds with the same command is not repeated, so a broken-off table goes on where it stopped.
+How it works: for each task and method it runs `minilora finetune` and `minilora evaluate` as
+processes of their own, each with one thread, two at a time, and writes what `evaluate` printed to
+`results/tasks.json`. A run that the file already holds with the same command is not repeated, so a
+broken-off table goes on where it stopped.
 What it leaves out: several seeds; the sweeps of lesson 08 have them.
-Where numerics differ: products run in bf16 where the processor has it; other machines may answer one or two of the
-200 test questions differently.
+Where numerics differ: products run in bf16 where the processor has it; other machines may answer
+one or two of the 200 test questions differently.
 
     python benchmarks/tasks.py [--tasks extract,mood] [--methods qlora-all] [--jobs 2] [--again]
 """
@@ -29,7 +31,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"
 TASKS = ("extract", "mood", "style", "sums")
-STEPS = {"sums": ["--steps", "1000"]}  # sums come suddenly and, with q and v alone, late: after 600 steps some runs have them and some not
+# sums come suddenly and, with q and v alone, late: after 600 steps some runs have them and some not
+STEPS = {"sums": ["--steps", "1000"]}
 METHODS = {
     "full": ["--method", "full"],
     "lora-all": ["--method", "lora", "--rank", "8", "--targets", "all"],
@@ -40,11 +43,17 @@ METHODS = {
 
 
 def call(arguments: list[str]) -> tuple[str, float]:
-    """Run `minilora …` with one thread; its output and the seconds it took. Raises CalledProcessError with the output."""
+    """Run `minilora …` with one thread; its output and the seconds it took. Raises
+    CalledProcessError with the output.
+    """
     started = time.time()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "minilora", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "minilora", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"minilora {' '.join(arguments)}\n{done.stdout}{done.stderr}")
@@ -63,18 +72,41 @@ def run_one(task: str, method: str) -> dict:
     if method == "base":
         output, seconds = call(["evaluate", "--model", "tiny", "--data", data])
         hits, asked = score(output)
-        return {"task": task, "method": method, "hits": hits, "of": asked, "command": f"minilora evaluate --model tiny --data {data}"}
+        return {
+            "task": task,
+            "method": method,
+            "hits": hits,
+            "of": asked,
+            "command": f"minilora evaluate --model tiny --data {data}",
+        }
     folder = tempfile.mkdtemp(prefix="minilora-")
     try:
-        command = ["finetune", "--model", "tiny", "--data", data, *METHODS[method], *STEPS.get(task, [])]
+        command = [
+            "finetune",
+            "--model",
+            "tiny",
+            "--data",
+            data,
+            *METHODS[method],
+            *STEPS.get(task, []),
+        ]
         _, seconds = call([*command, "--out", folder])
-        where = ["--model", folder] if method == "full" else ["--model", "tiny", "--adapter", folder]
+        where = (
+            ["--model", folder] if method == "full" else ["--model", "tiny", "--adapter", folder]
+        )
         output, _ = call(["evaluate", *where, "--data", data])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     hits, asked = score(output)
     shown = f"minilora {' '.join(command)} --out DIR"
-    return {"task": task, "method": method, "hits": hits, "of": asked, "seconds": round(seconds, 1), "command": shown}
+    return {
+        "task": task,
+        "method": method,
+        "hits": hits,
+        "of": asked,
+        "seconds": round(seconds, 1),
+        "command": shown,
+    }
 
 
 def load() -> dict:
@@ -86,7 +118,9 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--methods", default=",".join(["base", *METHODS]))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="repeat runs that the results file already holds")
+    parser.add_argument(
+        "--again", action="store_true", help="repeat runs that the results file already holds"
+    )
     options = parser.parse_args()
     results = load()
     wanted = [(t, m) for m in options.methods.split(",") for t in options.tasks.split(",")]
@@ -94,8 +128,16 @@ def main() -> None:
     todo = [pair for pair in wanted if options.again or pair not in have]
     with ThreadPoolExecutor(options.jobs) as pool:
         for run in pool.map(lambda pair: run_one(*pair), todo):
-            print(f"{run['task']:8} {run['method']:10} {run['hits']:4} of {run['of']}  {run.get('seconds', 0):.0f} s", flush=True)
-            results["runs"] = [r for r in results["runs"] if (r["task"], r["method"]) != (run["task"], run["method"])] + [run]
+            print(
+                f"{run['task']:8} {run['method']:10} {run['hits']:4} of {run['of']}  "
+                f"{run.get('seconds', 0):.0f} s",
+                flush=True,
+            )
+            results["runs"] = [
+                r
+                for r in results["runs"]
+                if (r["task"], r["method"]) != (run["task"], run["method"])
+            ] + [run]
             save(results)
 
 
@@ -104,9 +146,17 @@ def save(results: dict) -> None:
 
     import torch
 
-    machine = {"machine": platform.machine(), "torch": torch.__version__, "threads": 1, "processes": 2}
+    machine = {
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "threads": 1,
+        "processes": 2,
+    }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"date": date.today().isoformat(), **machine, "runs": results["runs"]}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps({"date": date.today().isoformat(), **machine, "runs": results["runs"]}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

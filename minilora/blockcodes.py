@@ -1,14 +1,19 @@
-"""The fast path of quantization: NumPy over pieces that fit the processor's cache, on as many threads as torch uses.
+"""The fast path of quantization: NumPy over pieces that fit the processor's cache, on as many
+threads as torch uses.
 
-What it replaces: the C++ and CUDA kernels of bitsandbytes; on a CPU it is several times faster than they are.
-How it works: a piece of 64K numbers is read once and stays in the cache for every pass over it. Encoding: the absmax of a
-block is a maximum over *integers* (fp32 magnitudes sort like their bits), and the rank of a number among sixteen levels
-is fifteen compares added up. Decoding: a byte holds two indices, so a table of 256 *pairs* of levels, each seen as one
-64-bit number, turns a byte into two fp32 numbers with one look-up; the block's scale is multiplied in afterwards. A small
-matrix is decoded as a whole by three calls into torch: between two products, what Python itself reads has left the cache,
-and each line of it costs more than the numbers do.
-What it leaves out: tensors that are not on the CPU (`devicecodes`); a block larger than a piece no longer fits the cache.
-Where numerics differ: nowhere; every function equals its plain version in `quantize` bit for bit, NaN excepted (`quantize` refuses it).
+What it replaces: the C++ and CUDA kernels of bitsandbytes; on a CPU it is several times faster than
+they are.
+How it works: a piece of 64K numbers is read once and stays in the cache for every pass over it.
+Encoding: the absmax of a block is a maximum over *integers* (fp32 magnitudes sort like their bits),
+and the rank of a number among sixteen levels is fifteen compares added up. Decoding: a byte holds
+two indices, so a table of 256 *pairs* of levels, each seen as one 64-bit number, turns a byte into
+two fp32 numbers with one look-up; the block's scale is multiplied in afterwards. A small matrix is
+decoded as a whole by three calls into torch: between two products, what Python itself reads has
+left the cache, and each line of it costs more than the numbers do.
+What it leaves out: tensors that are not on the CPU (`devicecodes`); a block larger than a piece no
+longer fits the cache.
+Where numerics differ: nowhere; every function equals its plain version in `quantize` bit for bit,
+NaN excepted (`quantize` refuses it).
 """
 
 from __future__ import annotations
@@ -17,8 +22,8 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable
 
 import numpy as np
 
@@ -34,7 +39,9 @@ _work = threading.local()
 
 
 def threads() -> int:
-    """As many as torch was told to use; without torch, OMP_NUM_THREADS or the cores of this process."""
+    """As many as torch was told to use; without torch, OMP_NUM_THREADS or the cores of this
+    process.
+    """
     torch = sys.modules.get("torch")
     if torch is not None:
         return torch.get_num_threads()
@@ -51,7 +58,9 @@ def _buffer(name: str, size: int, dtype) -> np.ndarray:
 
 
 def _in_pieces(size: int, piece: int, work: Callable[[int, int], None]) -> None:
-    """Call work(start, stop) over [0, size) piece by piece; large jobs are dealt to a pool of threads."""
+    """Call work(start, stop) over [0, size) piece by piece; large jobs are dealt to a pool of
+    threads.
+    """
     starts = range(0, size, piece)
     count = min(threads(), len(starts)) if size >= PARALLEL_FROM else 1
 
@@ -66,7 +75,9 @@ def _in_pieces(size: int, piece: int, work: Callable[[int, int], None]) -> None:
 
 
 def to_fp32(raw: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """`raw` in fp32: itself if it is, else written to `out`. uint16 stands for bf16, which is fp32's upper half."""
+    """`raw` in fp32: itself if it is, else written to `out`. uint16 stands for bf16, which is
+    fp32's upper half.
+    """
     if raw.dtype == np.float32:
         return raw
     out = out[: raw.size]
@@ -139,11 +150,13 @@ def _pack_nibbles(codes: np.ndarray, out: np.ndarray) -> None:
     np.copyto(out, codes[1::2])
 
 
-def decode(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, out, store=None) -> None:
+def decode(
+    packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, out, store=None
+) -> None:
     """level * absmax into `out` (flat fp32), whose size is a multiple of `unit_size`.
 
-    packed: flat bytes of out.size indices. If `store` is given, `out` is only asked for its size, and
-    store(start, stop, values) gets each fp32 piece to convert it.
+    packed: flat bytes of out.size indices. If `store` is given, `out` is only asked for its size,
+    and store(start, stop, values) gets each fp32 piece to convert it.
     """
     bits = book.bits
 
@@ -151,7 +164,8 @@ def decode(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, o
         values = _buffer("values", stop - start, np.float32) if store else out[start:stop]
         stored = packed[start * bits // 8 : stop * bits // 8]
         if bits == 4:
-            index = _buffer("index", stored.size, np.intp)  # or `take` would make, and drop, one of its own for each piece
+            # or `take` would make, and drop, one of its own for each piece
+            index = _buffer("index", stored.size, np.intp)
             np.copyto(index, stored)
             np.take(book.pairs, index, out=values.view(np.float64), mode="clip")
         else:
@@ -163,12 +177,21 @@ def decode(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, o
     _in_pieces(out.size, piece_size(block, bits), work)
 
 
-def decode_whole(packed: np.ndarray, absmax: Callable[[], np.ndarray], book: CodeBook, block: int, out) -> bool:
-    """`decode` for a small torch tensor `out` (flat, of whole blocks) in one piece; False, and nothing done, for any other.
+def decode_whole(
+    packed: np.ndarray, absmax: Callable[[], np.ndarray], book: CodeBook, block: int, out
+) -> bool:
+    """`decode` for a small torch tensor `out` (flat, of whole blocks) in one piece; False, and
+    nothing done, for any other.
 
     absmax: called for the scales if they are needed.
     """
-    if book.bits != 4 or block % 2 or not is_torch(out) or out.numel() > WHOLE or out.storage_offset() % 2:
+    if (
+        book.bits != 4
+        or block % 2
+        or not is_torch(out)
+        or out.numel() > WHOLE
+        or out.storage_offset() % 2
+    ):
         return False
     torch = sys.modules["torch"]
     index = torch.from_numpy(_buffer("index32", packed.size, np.int32))
@@ -183,7 +206,8 @@ def decode_whole(packed: np.ndarray, absmax: Callable[[], np.ndarray], book: Cod
 
 
 def _multiply_blocks(blocks: np.ndarray, scales: np.ndarray) -> None:
-    """blocks (n, block) times scales (n, 1) in place. torch spends less on each short row than NumPy, where it is loaded.
+    """blocks (n, block) times scales (n, 1) in place. torch spends less on each short row than
+    NumPy, where it is loaded.
 
     It is handed a share at a time, see `serial_share`.
     """
@@ -193,4 +217,6 @@ def _multiply_blocks(blocks: np.ndarray, scales: np.ndarray) -> None:
         return
     rows = max(1, serial_share() // blocks.shape[1])
     for start in range(0, len(blocks), rows):
-        torch.from_numpy(blocks[start : start + rows]).mul_(torch.from_numpy(scales[start : start + rows]))
+        torch.from_numpy(blocks[start : start + rows]).mul_(
+            torch.from_numpy(scales[start : start + rows])
+        )

@@ -1,12 +1,14 @@
 """Instant checks for the exercises: is it right, and if not, what is the likeliest mistake?
 
 What it replaces: `assert np.allclose(...)`, which stops the notebook and gives no hint.
-How it works: `check.exercise("08-delta", delta)` calls the learner's function and the reference on the same random inputs and
-judges the shape first, then the values. If they differ it tries the named wrong answers of the exercise: the one that gives the
-learner's numbers is the likeliest mistake, and its hint is shown. The verdict shows itself as ✅, ⏳ or ❌ with `data-state`
-`done`, `waiting` or `wrong`. It never raises, so that "Run all" goes on; with MINILORA_STRICT=1 all but ✅ raise CheckFailed.
-What it leaves out: loops that never end (interrupt the kernel), and answers that are right by another path but off by more than
-the exercise's tolerance.
+How it works: `check.exercise("08-delta", delta)` calls the learner's function and the reference on
+the same random inputs and judges the shape first, then the values. If they differ it tries the
+named wrong answers of the exercise: the one that gives the learner's numbers is the likeliest
+mistake, and its hint is shown. The verdict shows itself as ✅, ⏳ or ❌ with `data-state` `done`,
+`waiting` or `wrong`. It never raises, so that "Run all" goes on; with MINILORA_STRICT=1 all but ✅
+raise CheckFailed.
+What it leaves out: loops that never end (interrupt the kernel), and answers that are right by
+another path but off by more than the exercise's tolerance.
 Where numerics differ: see `minilora.exercises`; comparison happens in float64, bfloat16 included.
 """
 
@@ -15,8 +17,9 @@ from __future__ import annotations
 import copy
 import html
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +35,9 @@ class CheckFailed(MiniloraError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a check: `state` is done, waiting or wrong; `mistake` names the likeliest one, or is empty."""
+    """The outcome of a check: `state` is done, waiting or wrong; `mistake` names the likeliest one,
+    or is empty.
+    """
 
     exercise: str
     state: str
@@ -45,12 +50,14 @@ class Verdict:
     def _repr_html_(self) -> str:
         return (
             f'<div class="minilora-check" role="status" data-state="{self.state}"'
-            f' data-exercise="{html.escape(self.exercise)}">{SIGNS[self.state]} {html.escape(self.message)}</div>'
+            f' data-exercise="{html.escape(self.exercise)}">{SIGNS[self.state]} '
+            f"{html.escape(self.message)}</div>"
         )
 
 
 def exercise(identity: str, answer: Callable) -> Verdict:
-    """Judge `answer` as a solution of the exercise `identity`; the verdict shows itself as the last line of a cell.
+    """Judge `answer` as a solution of the exercise `identity`; the verdict shows itself as the last
+    line of a cell.
 
     Never raises, unless MINILORA_STRICT=1 is set: then CheckFailed for every verdict but ✅.
     """
@@ -64,7 +71,9 @@ def exercise(identity: str, answer: Callable) -> Verdict:
 
 
 def judge(task: Exercise, answer: Callable) -> Verdict:
-    """The verdict on `answer`, first bad case first. Exceptions of the answer become ⏳ or ❌, those of the exercise pass."""
+    """The verdict on `answer`, first bad case first. Exceptions of the answer become ⏳ or ❌, those
+    of the exercise pass.
+    """
     cases = [_inputs(task, seed) for seed in range(task.cases)]
     wanted = [_run(task, task.reference, case) for case in cases]
     got = []
@@ -72,16 +81,30 @@ def judge(task: Exercise, answer: Callable) -> Verdict:
         try:
             got.append(_run(task, answer, case))
         except NotImplementedError:
-            return Verdict(task.id, "waiting", f"{task.title}: not written yet. Fill in the cell above, then run this one again.")
+            return Verdict(
+                task.id,
+                "waiting",
+                f"{task.title}: not written yet. Fill in the cell above, then run this one again.",
+            )
         except (Exception, SystemExit) as error:
-            return Verdict(task.id, "wrong", f"{task.title}: your code stops with {_told(error)}", type(error).__name__)
+            return Verdict(
+                task.id,
+                "wrong",
+                f"{task.title}: your code stops with {_told(error)}",
+                type(error).__name__,
+            )
     faults = [difference(g, w, task.tolerance) for g, w in zip(got, wanted)]
     fault = next((f for f in faults if f), "")
     if not fault:
         return Verdict(task.id, "done", f"{task.title}: right.")
     for wrong in task.wrong:
         if all(_same(task, wrong.answer, case, g) for case, g in zip(cases, got)):
-            return Verdict(task.id, "wrong", f"{task.title}: {fault}. Likeliest mistake: {wrong.hint}", wrong.name)
+            return Verdict(
+                task.id,
+                "wrong",
+                f"{task.title}: {fault}. Likeliest mistake: {wrong.hint}",
+                wrong.name,
+            )
     return Verdict(task.id, "wrong", f"{task.title}: {fault}.")
 
 
@@ -108,7 +131,9 @@ def _told(error: BaseException) -> str:
 
 
 def difference(got: Any, wanted: Any, tolerance: float = 1e-5) -> str:
-    """One phrase that says how `got` differs from `wanted` (numbers, arrays, tensors, text, lists, dicts); "" if it does not."""
+    """One phrase that says how `got` differs from `wanted` (numbers, arrays, tensors, text, lists,
+    dicts); "" if it does not.
+    """
     if got is None and wanted is not None:
         return "it returns None (is the `return` missing?)"
     if isinstance(wanted, dict):
@@ -140,7 +165,9 @@ def _named(value: Any) -> str:
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """A NumPy view of numbers, arrays and torch tensors (float64 if floating); None for anything else."""
+    """A NumPy view of numbers, arrays and torch tensors (float64 if floating); None for anything
+    else.
+    """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
@@ -156,7 +183,11 @@ def _array(value: Any) -> np.ndarray | None:
 def _leaf_difference(got: Any, wanted: Any, tolerance: float) -> str:
     want, have = _array(wanted), _array(got)
     if want is None:
-        return "" if type(got) is type(wanted) and got == wanted else f"expected {str(wanted)[:80]!r}, got {_named(got)}"
+        return (
+            ""
+            if type(got) is type(wanted) and got == wanted
+            else f"expected {str(wanted)[:80]!r}, got {_named(got)}"
+        )
     if have is None:
         return f"expected a number or an array, got {_named(got)}"
     if have.shape != want.shape:
@@ -164,7 +195,10 @@ def _leaf_difference(got: Any, wanted: Any, tolerance: float) -> str:
     if have.size == 0:
         return ""
     if not np.isfinite(have).all() and np.isfinite(want).all():
-        return f"{int((~np.isfinite(have)).sum())} of {have.size} values are not finite (NaN or infinity)"
+        return (
+            f"{int((~np.isfinite(have)).sum())} of {have.size} values are not finite (NaN or "
+            "infinity)"
+        )
     return _value_difference(have, want, tolerance)
 
 
@@ -183,7 +217,9 @@ def _value_difference(have: np.ndarray, want: np.ndarray, tolerance: float) -> s
         return ""
     if want.ndim == 0:
         return f"the value is {have.item():.6g}, expected {want.item():.6g}"
-    place = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.where(off, gap, -1.0))), want.shape))
+    place = tuple(
+        int(i) for i in np.unravel_index(int(np.argmax(np.where(off, gap, -1.0))), want.shape)
+    )
     return (
         f"the shape is right, but {int(off.sum())} of {want.size} values are not;"
         f" at {list(place)} it is {have[place]:.6g}, expected {want[place]:.6g}"

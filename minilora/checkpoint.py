@@ -1,10 +1,13 @@
 """Llama folders in and out: config.json beside safetensors, as Hugging Face lays them out.
 
-What it replaces: `from_pretrained` and `save_pretrained` of transformers, for Llama folders on the disk.
-How it works: the configuration says which tensors must be there and their shapes; every file's list of tensors is
-compared with it before any weight is read. Then tensor by tensor is read, cast and checked for NaN, so the peak is one
-model plus one tensor. Writing goes to a temporary folder first and is swapped in when it is complete.
-What it leaves out: pickled weights (pytorch_model.bin can run code), quantized folders, downloads, other architectures.
+What it replaces: `from_pretrained` and `save_pretrained` of transformers, for Llama folders on the
+disk.
+How it works: the configuration says which tensors must be there and their shapes; every file's list
+of tensors is compared with it before any weight is read. Then tensor by tensor is read, cast and
+checked for NaN, so the peak is one model plus one tensor. Writing goes to a temporary folder first
+and is swapped in when it is complete.
+What it leaves out: pickled weights (pytorch_model.bin can run code), quantized folders, downloads,
+other architectures.
 Where numerics differ: nowhere; a cast rounds to the nearest as torch does.
 """
 
@@ -28,7 +31,13 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 AGAIN = "download the folder again"
 
 
@@ -39,9 +48,14 @@ def config_from_hf(cls: type[Config], fields: dict[str, Any]) -> Config:
         raise MiniloraError(f"config.json: model_type is {kind!r}; only 'llama' is understood here")
     if fields.get("quantization_config"):
         method = fields["quantization_config"].get("quant_method", "unknown")
-        raise MiniloraError(f"config.json: the weights are quantized ({method}); take the unquantized model and quantize it here")
+        raise MiniloraError(
+            f"config.json: the weights are quantized ({method}); take the unquantized model "
+            "and quantize it here"
+        )
     if fields.get("hidden_act", "silu") != "silu":
-        raise MiniloraError(f"config.json: hidden_act is {fields['hidden_act']!r}; a Llama's is 'silu'")
+        raise MiniloraError(
+            f"config.json: hidden_act is {fields['hidden_act']!r}; a Llama's is 'silu'"
+        )
     missing = [name for name in NEEDED if name not in fields]
     if missing:
         raise MiniloraError(f"config.json: {', '.join(missing)} missing; {AGAIN}")
@@ -56,9 +70,16 @@ def config_from_hf(cls: type[Config], fields: dict[str, Any]) -> Config:
 
 
 def config_to_hf(config: Config) -> dict[str, Any]:
-    """Config → contents for config.json; rope in the layout of transformers 4, which 5 reads too."""
+    """Config → contents for config.json; rope in the layout of transformers 4, which 5 reads
+    too.
+    """
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **fields}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        **fields,
+    }
 
 
 def _folder(path: str | PathLike) -> Path:
@@ -66,7 +87,9 @@ def _folder(path: str | PathLike) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise MiniloraError(f"{path} is a file; give the folder that holds config.json and {SINGLE}")
+        raise MiniloraError(
+            f"{path} is a file; give the folder that holds config.json and {SINGLE}"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not str(path).startswith("."):
         raise MiniloraError(
             f"no folder {path}; if that is a name on the Hugging Face hub, fetch it first with "
@@ -91,11 +114,16 @@ def read_config(path: str | PathLike) -> Config:
 
     file = _folder(path) / "config.json"
     if not file.is_file():
-        raise MiniloraError(f"no config.json in {path}; give a folder in Hugging Face's layout (config.json and {SINGLE})")
+        raise MiniloraError(
+            f"no config.json in {path}; give a folder in Hugging Face's layout (config.json "
+            f"and {SINGLE})"
+        )
     try:
         return Config.from_hf(_read_json(file))
     except MiniloraError as error:
-        raise MiniloraError(str(error).replace("config.json:", f"{file}:").replace("config:", f"{file}:")) from error
+        raise MiniloraError(
+            str(error).replace("config.json:", f"{file}:").replace("config:", f"{file}:")
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -106,7 +134,10 @@ def weight_files(folder: Path) -> list[Path]:
         pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
         hint = f"no {SINGLE} in {folder}"
         if pickled:
-            raise MiniloraError(f"{hint}, only {pickled[0].name}, which could run code when read; convert it to safetensors")
+            raise MiniloraError(
+                f"{hint}, only {pickled[0].name}, which could run code when read; convert it "
+                "to safetensors"
+            )
         raise MiniloraError(f"{hint}; {AGAIN}, with its weights")
     mapping = _read_json(folder / INDEX).get("weight_map")
     names = sorted(set(mapping.values())) if isinstance(mapping, dict) and mapping else []
@@ -119,7 +150,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _list_tensors(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Each tensor's file and shape, from the headers alone. Raises MiniloraError on a damaged file."""
+    """Each tensor's file and shape, from the headers alone. Raises MiniloraError on a damaged
+    file.
+    """
     from safetensors import SafetensorError, safe_open
 
     found = {}
@@ -127,10 +160,14 @@ def _list_tensors(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():
-                    if key.endswith("rotary_emb.inv_freq"):  # saved by old versions; computed from the configuration
+                    if key.endswith(
+                        "rotary_emb.inv_freq"
+                    ):  # saved by old versions; computed from the configuration
                         continue
                     if key in found:
-                        raise MiniloraError(f"{file}: {key} stands in {found[key][0].name} too; {AGAIN}")
+                        raise MiniloraError(
+                            f"{file}: {key} stands in {found[key][0].name} too; {AGAIN}"
+                        )
                     found[key] = file, tuple(tensors.get_slice(key).get_shape())
         except (SafetensorError, OSError, ValueError) as error:
             if isinstance(error, MiniloraError) or full(error):
@@ -144,20 +181,29 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _compare(folder: Path, expected: dict[str, Tensor], found: dict[str, tuple[Path, tuple[int, ...]]]) -> None:
+def _compare(
+    folder: Path, expected: dict[str, Tensor], found: dict[str, tuple[Path, tuple[int, ...]]]
+) -> None:
     """Raise MiniloraError unless the tensors found are those expected, in name and shape."""
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
     if missing:
         instead = f" (there is {_few(extra)} instead)" if extra else ""
-        raise MiniloraError(f"{folder}: the weights lack {_few(missing)}{instead}; config.json describes another model, or {AGAIN}")
+        raise MiniloraError(
+            f"{folder}: the weights lack {_few(missing)}{instead}; config.json describes "
+            f"another model, or {AGAIN}"
+        )
     if extra:
         file = found[extra[0]][0]
-        raise MiniloraError(f"{file}: unexpected {_few(extra)}; it is no plain Llama, or config.json is another model's")
+        raise MiniloraError(
+            f"{file}: unexpected {_few(extra)}; it is no plain Llama, or config.json is "
+            "another model's"
+        )
     for key, (file, shape) in found.items():
         if shape != tuple(expected[key].shape):
             raise MiniloraError(
-                f"{file}: {key} has shape {list(shape)}, config.json asks for {list(expected[key].shape)}; "
+                f"{file}: {key} has shape {list(shape)}, config.json asks for "
+                f"{list(expected[key].shape)}; "
                 "take config.json and weights from the same model"
             )
 
@@ -172,17 +218,25 @@ def require_finite(name: str, tensor: Tensor, where: object, remedy: str) -> Non
 def _read_tensor(tensors: Any, key: str, file: Path, dtype: torch.dtype, device: str) -> Tensor:
     raw = tensors.get_tensor(key)
     if not raw.is_floating_point():
-        raise MiniloraError(f"{file}: {key} is {raw.dtype}, not a float; take the unquantized model")
+        raise MiniloraError(
+            f"{file}: {key} is {raw.dtype}, not a float; take the unquantized model"
+        )
     require_finite(key, raw, file, AGAIN)
     tensor = torch.empty(raw.shape, dtype=dtype, device=device).copy_(raw)
     if dtype != raw.dtype:
-        require_finite(key, tensor, file, f"{str(dtype)[6:]} is too narrow for it, take dtype=torch.bfloat16 or float32")
+        require_finite(
+            key,
+            tensor,
+            file,
+            f"{str(dtype)[6:]} is too narrow for it, take dtype=torch.bfloat16 or float32",
+        )
     return tensor
 
 
 def load(path: str | PathLike, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Llama:
-    """Read a Llama folder. Raises MiniloraError (missing folder or file, hub name, damaged or cut file, missing or
-    unexpected tensor, wrong shape, NaN), naming file, tensor and remedy."""
+    """Read a Llama folder. Raises MiniloraError (missing folder or file, hub name, damaged or cut
+    file, missing or unexpected tensor, wrong shape, NaN), naming file, tensor and remedy.
+    """
     from safetensors import safe_open
 
     from .llama import Llama
@@ -204,7 +258,8 @@ def load(path: str | PathLike, dtype: torch.dtype = torch.float32, device: str =
             head = _read_tensor(tensors, "lm_head.weight", copy_of_embedding[0], dtype, device)
         if not torch.equal(head, state["model.embed_tokens.weight"]):
             raise MiniloraError(
-                f"{copy_of_embedding[0]}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties "
+                f"{copy_of_embedding[0]}: lm_head.weight differs from "
+                "model.embed_tokens.weight, but config.json ties "
                 "them; set tie_word_embeddings to false there"
             )
     model.load_state_dict(state, assign=True)
@@ -225,7 +280,9 @@ def _shards(state: dict[str, Tensor], limit: int) -> list[list[str]]:
 
 
 def _own_state(model: Llama, path: str | PathLike) -> dict[str, Tensor]:
-    """The model's tensors under Hugging Face's names. Raises MiniloraError if layers were replaced, or on NaN."""
+    """The model's tensors under Hugging Face's names. Raises MiniloraError if layers were replaced,
+    or on NaN.
+    """
     from .llama import Llama
 
     with torch.device("meta"):
@@ -234,25 +291,37 @@ def _own_state(model: Llama, path: str | PathLike) -> dict[str, Tensor]:
     if set(state) != set(expected):
         strange = sorted(set(state) ^ set(expected))
         raise MiniloraError(
-            f"cannot save {path}: the model's linear layers were replaced ({_few(strange)}); save the adapter with "
+            f"cannot save {path}: the model's linear layers were replaced ({_few(strange)}); "
+            "save the adapter with "
             "lora.save_adapter, or merge first"
         )
     for name, tensor in state.items():
-        require_finite(name, tensor, f"cannot save {path}", "go back to the last good state and lower the learning rate")
+        require_finite(
+            name,
+            tensor,
+            f"cannot save {path}",
+            "go back to the last good state and lower the learning rate",
+        )
     return state
 
 
 def save(model: Llama, path: str | PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Write config.json and the weights in the model's dtype: one file, or several with an index above max_shard_bytes.
+    """Write config.json and the weights in the model's dtype: one file, or several with an index
+    above max_shard_bytes.
 
-    Raises MiniloraError if layers were replaced (adapters, 4-bit), on NaN, and when the disk refuses; nothing is then
-    written. Weight files of an earlier save that the new one does not overwrite are removed.
+    Raises MiniloraError if layers were replaced (adapters, 4-bit), on NaN, and when the disk
+    refuses; nothing is then written. Weight files of an earlier save that the new one does not
+    overwrite are removed.
     """
     from safetensors.torch import save_file
 
     state = _own_state(model, path)
     groups = _shards(state, max_shard_bytes)
-    names = [SINGLE] if len(groups) == 1 else [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+    names = (
+        [SINGLE]
+        if len(groups) == 1
+        else [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+    )
     fields = model.config.to_hf() | {"torch_dtype": str(model.model.embed_tokens.weight.dtype)[6:]}
     with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -261,9 +330,14 @@ def save(model: Llama, path: str | PathLike, max_shard_bytes: int = 5 * 10**9) -
             save_file(part, folder / name, metadata={"format": "pt"})
         if len(groups) > 1:
             mapping = {key: name for name, group in zip(names, groups) for key in group}
-            index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": mapping}
+            index = {
+                "metadata": {"total_size": sum(t.nbytes for t in state.values())},
+                "weight_map": mapping,
+            }
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             names = [*names, INDEX]
     for old in Path(path).glob("model*.safetensors*"):
-        if old.name not in names and re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", old.name):
+        if old.name not in names and re.fullmatch(
+            r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", old.name
+        ):
             old.unlink()

@@ -1,9 +1,9 @@
 """The command line: `minilora finetune | generate | evaluate | merge | budget | pretrain | doctor`.
 
 What it replaces: the example scripts of transformers and PEFT with their dozens of flags.
-How it works: each command is a module with `add_arguments(parser)` and `run(args)`; only the chosen one is imported, so
-that help and typing errors answer at once. What a user can mend arrives as MiniloraError and is printed as one line with
-exit code 2; Ctrl-C ends with 130, as a shell expects.
+How it works: each command is a module with `add_arguments(parser)` and `run(args)`; only the chosen
+one is imported, so that help and typing errors answer at once. What a user can mend arrives as
+MiniloraError and is printed as one line with exit code 2; Ctrl-C ends with 130, as a shell expects.
 What it leaves out: configuration files; a run's settings are in its run.json.
 Where numerics differ: nowhere.
 """
@@ -14,13 +14,16 @@ import argparse
 import importlib
 import os
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from . import memoryfull
 from .errors import MiniloraError
 
 COMMANDS = {
-    "finetune": ("minilora.commands.finetune", "train an adapter, or all weights, on your examples"),
+    "finetune": (
+        "minilora.commands.finetune",
+        "train an adapter, or all weights, on your examples",
+    ),
     "generate": ("minilora.commands.generate", "answer a prompt, or chat"),
     "evaluate": ("minilora.commands.evaluate", "score a model on a data folder's test split"),
     "merge": ("minilora.commands.merge", "write an adapter into its model's weights"),
@@ -43,7 +46,11 @@ class Parser(argparse.ArgumentParser):
 
 def _overview() -> str:
     lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "usage: minilora COMMAND [options]\n\n" + "\n".join(lines) + "\n\n`minilora COMMAND --help` lists a command's options."
+    return (
+        "usage: minilora COMMAND [options]\n\n"
+        + "\n".join(lines)
+        + "\n\n`minilora COMMAND --help` lists a command's options."
+    )
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -89,14 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as error:  # argparse after --help
         return int(error.code or 0)
-    except BrokenPipeError:  # `minilora generate … | head`: the reader has gone, nobody is left to tell
+    except BrokenPipeError:
+        # `minilora generate … | head`: the reader has gone, nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except Exception as error:
         if memoryfull.full(error):
-            _complain(f"the memory is full; {MEMORY.get(argv[0], 'end what else runs, or take a machine with more memory')}")
+            _complain(
+                f"the memory is full; {MEMORY.get(argv[0], 'end what else runs, or take a machine with more memory')}"
+            )
         elif isinstance(error, OSError):
-            _complain(f"{error.filename or 'the disk'}: {error.strerror or error}; check the path, its permissions and the free space")
+            _complain(
+                f"{error.filename or 'the disk'}: {error.strerror or error}; check the path, "
+                "its permissions and the free space"
+            )
         else:
             raise
     return 2

@@ -1,18 +1,21 @@
 """One token per row through a Llama, quickly: the inner loop of generation.
 
-What it replaces: the general forward, which costs a small model more in Python and in tiny operations than in products.
-How it works: with one position the heads lie side by side in memory, so queries and keys turn in one go, and the query
-heads of a group, which see the same keys, pose as positions of one head. Modules are looked up once, a plain linear
-layer becomes a bare call, and the norm uses ‖x‖² + Cε in place of the mean: x·√C·w / √(‖x‖² + Cε).
-What it leaves out: replaced layers other than the linear ones, and hooks; then the general forward is used.
+What it replaces: the general forward, which costs a small model more in Python and in tiny
+operations than in products.
+How it works: with one position the heads lie side by side in memory, so queries and keys turn in
+one go, and the query heads of a group, which see the same keys, pose as positions of one head.
+Modules are looked up once, a plain linear layer becomes a bare call, and the norm uses ‖x‖² + Cε in
+place of the mean: x·√C·w / √(‖x‖² + Cε).
+What it leaves out: replaced layers other than the linear ones, and hooks; then the general forward
+is used.
 Where numerics differ: rounding of the norm, 1e-7 relative in fp32.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -45,14 +48,20 @@ def _linear(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _normalize(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return x * torch.linalg.vector_norm(x, dim=-1, keepdim=True).square().add_(epsilon).rsqrt_() * weight
+    return (
+        x
+        * torch.linalg.vector_norm(x, dim=-1, keepdim=True).square().add_(epsilon).rsqrt_()
+        * weight
+    )
 
 
 def _norm(module: RMSNorm) -> Callable[[Tensor], Tensor]:
     if module.weight.dtype != torch.float32:
         return module
     size = module.weight.numel()
-    return partial(_normalize, weight=module.weight.detach() * math.sqrt(size), epsilon=size * module.eps)
+    return partial(
+        _normalize, weight=module.weight.detach() * math.sqrt(size), epsilon=size * module.eps
+    )
 
 
 class Stepper:
@@ -62,7 +71,11 @@ class Stepper:
     """
 
     def __init__(self, decoder: Decoder, cache: Cache, real: Tensor | None = None) -> None:
-        self.embed, self.rotary, self.norm = decoder.embed_tokens, decoder.rotary, _norm(decoder.norm)
+        self.embed, self.rotary, self.norm = (
+            decoder.embed_tokens,
+            decoder.rotary,
+            _norm(decoder.norm),
+        )
         self.cache = cache
         self.mask = None if real is None else real.bool()[:, None, None, :]  # (B, 1, 1, capacity)
         self.positions = None if real is None else real.cumsum(-1) - 1  # (B, capacity)
@@ -73,7 +86,11 @@ class Stepper:
             linears += (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
             norms = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
             self.layers.append((*norms, *map(_linear, linears)))
-        self.heads, self.groups, self.head_dim = attention.heads, attention.groups, attention.head_dim
+        self.heads, self.groups, self.head_dim = (
+            attention.heads,
+            attention.groups,
+            attention.head_dim,
+        )
 
     def _angles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """cos and sin of the new position, (1, D) or (B, 1, 1, D), and the mask, (B, 1, 1, S)."""
@@ -92,10 +109,14 @@ class Stepper:
         B, H, G, D = token.shape[0], self.heads, self.groups, self.head_dim
         x = self.embed(token[:, None])  # (B, 1, C)
         cos, sin, mask = self._angles(x.dtype)
-        for index, (first_norm, second_norm, query, key, value, out, gate, up, down) in enumerate(self.layers):
+        for index, (first_norm, second_norm, query, key, value, out, gate, up, down) in enumerate(
+            self.layers
+        ):
             h = first_norm(x)
-            turned = rotate(torch.cat((query(h), key(h)), dim=-1).view(B, H + G, 1, D), cos, sin)  # (B, H + G, 1, D)
-            k, v = self.cache.extend(index, turned.narrow(1, H, G), value(h).view(B, G, 1, D))  # (B, G, S, D)
+            # (B, H + G, 1, D)
+            turned = rotate(torch.cat((query(h), key(h)), dim=-1).view(B, H + G, 1, D), cos, sin)
+            # (B, G, S, D)
+            k, v = self.cache.extend(index, turned.narrow(1, H, G), value(h).view(B, G, 1, D))
             q = turned.narrow(1, 0, H).view(B, G, H // G, D)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, G, H/G, D)
             x = x + out(y.reshape(B, 1, H * D))

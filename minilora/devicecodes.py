@@ -1,11 +1,16 @@
-"""Quantization in plain torch operations, for tensors that are not on the CPU: CUDA, MPS, and fake ones without memory.
+"""Quantization in plain torch operations, for tensors that are not on the CPU: CUDA, MPS, and fake
+ones without memory.
 
-What it replaces: the CUDA kernels of bitsandbytes, at more memory traffic and without compiling anything.
-How it works: the formulas of `quantize`'s plain version, word for word: a bucket search against the thresholds, and an index into the
-table of pairs of levels. Nothing but a block's mean leaves the device. Long tensors pass in pieces, so that the fp32 temporaries stay small
-beside a layer; the tables are put on a device once, since every copy from the host makes it wait.
-What it leaves out: fused kernels; on a GPU, where speed counts, `hub` loads the model with bitsandbytes instead.
-Where numerics differ: nowhere; on the CPU it equals the fast path bit for bit, and tests hold it to that.
+What it replaces: the CUDA kernels of bitsandbytes, at more memory traffic and without compiling
+anything.
+How it works: the formulas of `quantize`'s plain version, word for word: a bucket search against the
+thresholds, and an index into the table of pairs of levels. Nothing but a block's mean leaves the
+device. Long tensors pass in pieces, so that the fp32 temporaries stay small beside a layer; the
+tables are put on a device once, since every copy from the host makes it wait.
+What it leaves out: fused kernels; on a GPU, where speed counts, `hub` loads the model with
+bitsandbytes instead.
+Where numerics differ: nowhere; on the CPU it equals the fast path bit for bit, and tests hold it to
+that.
 """
 
 from __future__ import annotations
@@ -20,14 +25,18 @@ from .arrays import require_finite
 from .codebooks import CodeBook
 from .packing import pack
 
-PIECE = 1 << 23  # numbers at a time; each takes about 6 bytes of temporaries when it is decoded, 14 when it is encoded
+# numbers at a time; each takes about 6 bytes of temporaries when it is decoded, 14 when it is
+# encoded
+PIECE = 1 << 23
 
 
-# ---------------------------------------------------------------------------------------------------------- the tables
+# --------------------------------------------------------------------------------------- the tables
 
 
 def constant(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    """A small table on the device of `like`. Copied there once; for fake tensors anew, since theirs must not outlive their mode."""
+    """A small table on the device of `like`. Copied there once; for fake tensors anew, since theirs
+    must not outlive their mode.
+    """
     if type(like) not in (torch.Tensor, torch.nn.Parameter):
         return torch.tensor(values, device=like.device)
     return _kept(values.tobytes(), values.dtype.str, like.device)
@@ -39,7 +48,7 @@ def _kept(raw: bytes, dtype: str, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(np.frombuffer(raw, dtype).copy()).to(device)
 
 
-# ------------------------------------------------------------------------------------------------------------ encoding
+# ----------------------------------------------------------------------------------------- encoding
 
 
 def encode(x: torch.Tensor, book: CodeBook, block: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +67,9 @@ def encode(x: torch.Tensor, book: CodeBook, block: int) -> tuple[torch.Tensor, t
 
 
 def _scale(flat: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers divided by the absmax of their block, and these; a shorter block at the end is divided, the others are multiplied."""
+    """Numbers divided by the absmax of their block, and these; a shorter block at the end is
+    divided, the others are multiplied.
+    """
     full = flat.numel() // block * block
     blocks = flat[:full].view(-1, block)
     absmax = blocks.abs().amax(1) if full else flat.new_empty(0)
@@ -80,8 +91,12 @@ def _pack(codes: torch.Tensor, bits: int, filler: int) -> torch.Tensor:
     return torch.from_numpy(pack(codes.cpu().numpy(), bits, filler=filler)).to(codes.device)
 
 
-def encode_dynamic(x: torch.Tensor, nearest: np.ndarray, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize.encode_dynamic` of flat fp32 x on its device: 8-bit codes and the absmax of each block. nearest: the code of each bin."""
+def encode_dynamic(
+    x: torch.Tensor, nearest: np.ndarray, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize.encode_dynamic` of flat fp32 x on its device: 8-bit codes and the absmax of each
+    block. nearest: the code of each bin.
+    """
     padded = torch.cat([x, x.new_zeros(-x.numel() % block)]).view(-1, block)
     absmax = padded.abs().amax(1)
     full = absmax > 0
@@ -91,7 +106,7 @@ def encode_dynamic(x: torch.Tensor, nearest: np.ndarray, block: int) -> tuple[to
     return codes.view(-1)[: x.numel()].contiguous(), absmax
 
 
-# ------------------------------------------------------------------------------------------------------------ decoding
+# ----------------------------------------------------------------------------------------- decoding
 
 
 def scales(q) -> torch.Tensor:
@@ -103,12 +118,21 @@ def scales(q) -> torch.Tensor:
     return spread.mul_(outer).add_(q.nested.offset)
 
 
-def dequantize(q, dtype: torch.dtype | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+def dequantize(
+    q, dtype: torch.dtype | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """What `Quantized.dequantize` promises, on the device of its tensors."""
     shape, spread = q.shape[::-1] if q.by_column else q.shape, scales(q)
     straight = out is not None and not q.by_column and out.is_contiguous()
-    values = out if straight else torch.empty(shape, dtype=dtype or q.dtype if out is None else out.dtype, device=q.packed.device)
-    flat, unit = values.detach().view(-1), math.lcm(q.block, 2)  # pieces of whole blocks and whole bytes
+    values = (
+        out
+        if straight
+        else torch.empty(
+            shape, dtype=dtype or q.dtype if out is None else out.dtype, device=q.packed.device
+        )
+    )
+    # pieces of whole blocks and whole bytes
+    flat, unit = values.detach().view(-1), math.lcm(q.block, 2)
     step = max(1, PIECE // unit) * unit if q.book.bits in (4, 8) else max(q.size, 1)
     for start in range(0, q.size, step):
         stop = min(start + step, q.size)
@@ -130,7 +154,9 @@ def _levels(q, start: int, stop: int) -> torch.Tensor:
     packed, book = q.packed.reshape(-1), q.book
     if book.bits == 4:
         table = constant(book.pairs.view(np.float32).reshape(256, 2), packed).view(256, 2)
-        return table.index_select(0, packed[start // 2 : -(-stop // 2)].int()).view(-1)[: stop - start]
+        return table.index_select(0, packed[start // 2 : -(-stop // 2)].int()).view(-1)[
+            : stop - start
+        ]
     codes = packed[start:stop].int() if book.bits == 8 else _unpack(packed, book.bits, q.size)
     return constant(book.levels, packed).index_select(0, codes)
 

@@ -1,19 +1,26 @@
 """One exception for everything a user can put right.
 
-What it replaces: the tracebacks that a wrong path, a broken line or an impossible rank raise in other libraries.
-How it works: every module raises `MiniloraError` with one line that names the value and the remedy; the command
-line prints that line and exits with code 2, a notebook shows it as the last line of the error.
-What it leaves out: programming errors. A wrong type from our own code keeps its own exception and traceback.
+What it replaces: the tracebacks that a wrong path, a broken line or an impossible rank raise in
+other libraries.
+How it works: every module raises `MiniloraError` with one line that names the value and the remedy;
+the command line prints that line and exits with code 2, a notebook shows it as the last line of the
+error.
+What it leaves out: programming errors. A wrong type from our own code keeps its own exception and
+traceback.
 Where numerics differ: nowhere; there are none.
 """
 
 
 class MiniloraError(ValueError):
-    """Bad input that the caller can mend. The message is one line: the value, what is wrong, what to do."""
+    """Bad input that the caller can mend. The message is one line: the value, what is wrong, what
+    to do.
+    """
 
 
 class MemoryFull(MiniloraError):
-    """The memory does not hold what was asked for. `told` is the message without its remedy, for those who know a better one."""
+    """The memory does not hold what was asked for. `told` is the message without its remedy, for
+    those who know a better one.
+    """
 
     def __init__(self, message: str, told: str):
         super().__init__(message)

@@ -1,8 +1,10 @@
-"""Writing files so that a crash at any moment leaves the old file or the new one, never half of one.
+"""Writing files so that a crash at any moment leaves the old file or the new one, never half of
+one.
 
 What it replaces: `open(path, "w")`, which truncates first and fills later.
-How it works: write beside the target under a temporary name, flush to the disk, then rename; a rename within one
-folder is atomic on POSIX and on NTFS. A folder is written beside its target in the same way and swapped in.
+How it works: write beside the target under a temporary name, flush to the disk, then rename; a
+rename within one folder is atomic on POSIX and on NTFS. A folder is written beside its target in
+the same way and swapped in.
 What it leaves out: locks between two processes that write the same path; the last rename wins.
 Where numerics differ: nowhere; bytes go through untouched.
 """
@@ -14,8 +16,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from .errors import MiniloraError
 
@@ -28,7 +30,8 @@ def data_folder() -> Path:
     folder = Path(__file__).resolve().parent.parent / "data"
     if not folder.is_dir():
         raise MiniloraError(
-            f"the shipped data is not at {folder}; install minilora from a clone of its repository with `pip install -e .`"
+            f"the shipped data is not at {folder}; install minilora from a clone of its "
+            "repository with `pip install -e .`"
         )
     return folder
 
@@ -43,20 +46,28 @@ def _sync(path: Path) -> None:
 
 
 def _from_disk(error: Exception) -> bool:
-    """True for what the system refused; safetensors, written in Rust, reports that in an exception of its own."""
-    return isinstance(error, OSError) or (type(error).__name__ == "SafetensorError" and "os error" in str(error))
+    """True for what the system refused; safetensors, written in Rust, reports that in an exception
+    of its own.
+    """
+    return isinstance(error, OSError) or (
+        type(error).__name__ == "SafetensorError" and "os error" in str(error)
+    )
 
 
 def _explain(path: Path, error: Exception) -> MiniloraError:
     reason = getattr(error, "strerror", None) or str(error)
-    return MiniloraError(f"cannot write {path}: {reason}; free some space or choose another folder with write permission")
+    return MiniloraError(
+        f"cannot write {path}: {reason}; free some space or choose another folder with write "
+        "permission"
+    )
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, it becomes `path` in one step.
 
-    Raises MiniloraError if the disk is full or the folder cannot be written; `path` is then as it was before.
+    Raises MiniloraError if the disk is full or the folder cannot be written; `path` is then as it
+    was before.
     """
     path = Path(path)
     temporary = None
@@ -80,8 +91,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty temporary folder; when the block ends well, its files take the place of those of the same name
-    in `path`. If `path` does not exist yet, the whole folder appears in one rename.
+    """Yield an empty temporary folder; when the block ends well, its files take the place of those
+    of the same name in `path`. If `path` does not exist yet, the whole folder appears in one
+    rename.
 
     Raises MiniloraError as `atomic_write` does.
     """
@@ -92,7 +104,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         yield temporary
         for file in temporary.iterdir():
-            os.chmod(file, 0o644)  # some libraries write 0600, which a reader of a shared folder cannot open
+            # some libraries write 0600, which a reader of a shared folder cannot open
+            os.chmod(file, 0o644)
             _sync(file)
         os.chmod(temporary, 0o755)
         if path.exists():
@@ -110,7 +123,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def sort_metadata(path: str | os.PathLike) -> None:
-    """Sort the metadata in a safetensors file's header, in place: the library writes it in an order drawn anew each time.
+    """Sort the metadata in a safetensors file's header, in place: the library writes it in an order
+    drawn anew each time.
 
     With this, equal tensors and equal metadata give equal bytes. The header keeps its length.
     """

@@ -1,6 +1,8 @@
-"""Three parts of the Llama, norm, gate and rotation, with a backward pass written by hand: fewer bytes kept, fewer passes over memory.
+"""Three parts of the Llama, norm, gate and rotation, with a backward pass written by hand: fewer
+bytes kept, fewer passes over memory.
 
-What it replaces: the chains of operations that autograd records for `RMSNorm`, for silu(a) · b and for `rotate`.
+What it replaces: the chains of operations that autograd records for `RMSNorm`, for silu(a) · b and
+for `rotate`.
 How it works: for y = x r w with r = 1/√(mean(x²) + ε) over C features, w frozen, and g = ∂L/∂y,
 
     ∂L/∂x = r (g ∘ w) − x r³ ⟨g ∘ w, x⟩ / C
@@ -9,10 +11,11 @@ where autograd makes a dozen passes. For y = silu(a) ∘ b, with σ' the derivat
 
     ∂L/∂a = g ∘ b ∘ σ'(a)        ∂L/∂b = g ∘ silu(a)
 
-only a and b are kept and silu(a), the size of the whole inner layer, is computed again. For the rotation y = x cos + x' sin,
-x' being x with its halves swapped, ∂L/∂x = g cos + (g sin)'; the halves are read where they stand, so that nothing is copied
-just to swap them.
-What it leaves out: a norm whose weight trains (it takes torch's own way), gradients of cos and sin, double backward.
+only a and b are kept and silu(a), the size of the whole inner layer, is computed again. For the
+rotation y = x cos + x' sin, x' being x with its halves swapped, ∂L/∂x = g cos + (g sin)'; the
+halves are read where they stand, so that nothing is copied just to swap them.
+What it leaves out: a norm whose weight trains (it takes torch's own way), gradients of cos and sin,
+double backward.
 Where numerics differ: forward and gate not at all; the other gradients in the last bits.
 """
 
@@ -44,7 +47,9 @@ def gated(a: Tensor, b: Tensor) -> Tensor:
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, H, T, D) turned by its positions' angles, as `llama.rotate`; cos and sin broadcast to x and need no gradient."""
+    """x (B, H, T, D) turned by its positions' angles, as `llama.rotate`; cos and sin broadcast to x
+    and need no gradient.
+    """
     return _Turned.apply(x, cos, sin)
 
 

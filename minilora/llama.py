@@ -1,14 +1,17 @@
 """The Llama transformer, from scratch, in plain PyTorch.
 
-What it replaces: transformers' `LlamaForCausalLM` (Llama 2 and 3, TinyLlama, SmolLM2). Parameter names are Hugging
-Face's, so a state dict, a LoRA target or an adapter file fits both.
-How it works: token vectors run through N equal layers. Each adds attention (rotary positions, grouped key/value
-heads, causal) and then a gated MLP to the running vector, each behind an RMSNorm; a last norm and a linear head give
-the logits. `checkpoint.py` reads and writes folders, `sampling.py` generates.
-What it leaves out: attention dropout, tensor parallelism, and the rope types `dynamic`, `yarn` and `longrope`.
-Where numerics differ: in fp32 nothing beyond the order of additions inside the library's own fused kernels (within
-1e-5 of transformers' logits). Rope tables stay in fp32 when the model is cast, as the tables of a freshly loaded
-transformers model do. Outputs at padded positions are finite but mean nothing.
+What it replaces: transformers' `LlamaForCausalLM` (Llama 2 and 3, TinyLlama, SmolLM2). Parameter
+names are Hugging Face's, so a state dict, a LoRA target or an adapter file fits both.
+How it works: token vectors run through N equal layers. Each adds attention (rotary positions,
+grouped key/value heads, causal) and then a gated MLP to the running vector, each behind an RMSNorm;
+a last norm and a linear head give the logits. `checkpoint.py` reads and writes folders,
+`sampling.py` generates.
+What it leaves out: attention dropout, tensor parallelism, and the rope types `dynamic`, `yarn` and
+`longrope`.
+Where numerics differ: in fp32 nothing beyond the order of additions inside the library's own fused
+kernels (within 1e-5 of transformers' logits). Rope tables stay in fp32 when the model is cast, as
+the tables of a freshly loaded transformers model do. Outputs at padded positions are finite but
+mean nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ ROPE_ROWS = 4096  # positions tabled at first; longer inputs grow the table
 
 @dataclass
 class Config:
-    """The shape of a Llama, under Hugging Face's field names. Raises MiniloraError on a shape that cannot be."""
+    """The shape of a Llama, under Hugging Face's field names. Raises MiniloraError on a shape that
+    cannot be.
+    """
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -60,19 +65,32 @@ class Config:
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise MiniloraError(f"config: {name} is {value!r}; it must be a whole number of at least 1")
+                raise MiniloraError(
+                    f"config: {name} is {value!r}; it must be a whole number of at least 1"
+                )
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if not isinstance(self.head_dim, int) or self.head_dim < 2 or self.head_dim % 2:
-            raise MiniloraError(f"config: head_dim is {self.head_dim!r}; rotary positions turn pairs, so it must be even")
+            raise MiniloraError(
+                f"config: head_dim is {self.head_dim!r}; rotary positions turn pairs, so it "
+                "must be even"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise MiniloraError(
                 f"config: num_attention_heads {self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}; each key/value head serves an equal group of heads"
+                f"num_key_value_heads {self.num_key_value_heads}; each key/value head serves "
+                "an equal group of heads"
             )
         self._check_rope()
 
@@ -81,14 +99,20 @@ class Config:
         scaling = self.rope_scaling or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ROPE_TYPES:
-            raise MiniloraError(f"config: rope type {kind!r} is not supported; known are {', '.join(ROPE_TYPES)}")
+            raise MiniloraError(
+                f"config: rope type {kind!r} is not supported; known are {', '.join(ROPE_TYPES)}"
+            )
         for name in ROPE_TYPES[kind]:
             if not isinstance(scaling.get(name), (int, float)) or scaling[name] <= 0:
-                raise MiniloraError(f"config: rope type {kind!r} needs {name} as a number above 0, not {scaling.get(name)!r}")
+                raise MiniloraError(
+                    f"config: rope type {kind!r} needs {name} as a number above 0, not "
+                    f"{scaling.get(name)!r}"
+                )
 
     @classmethod
     def from_hf(cls, fields: dict[str, Any]) -> Config:
-        """Read config.json's contents, in the layout of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
+        """Read config.json's contents, in the layout of transformers 4 (rope_theta, rope_scaling)
+        or 5 (rope_parameters).
 
         Raises MiniloraError where the file describes something other than a plain Llama.
         """
@@ -104,18 +128,25 @@ class Config:
 
 
 def rope_frequencies(config: Config) -> Tensor:
-    """Angle per position of each pair of dimensions, (head_dim/2,): θ^(-2i/d), scaled for long contexts if asked.
+    """Angle per position of each pair of dimensions, (head_dim/2,): θ^(-2i/d), scaled for long
+    contexts if asked.
 
-    `llama3` leaves fast pairs alone, slows slow ones by `factor` and blends between (Llama 3.1's scheme).
+    `llama3` leaves fast pairs alone, slows slow ones by `factor` and blends between (Llama 3.1's
+    scheme).
     """
     dim = config.head_dim
-    inverse = 1.0 / (config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))  # (D/2,)
+    # (D/2,)
+    inverse = 1.0 / (config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     scaling = config.rope_scaling or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "linear":
         inverse = inverse / scaling["factor"]
     elif kind == "llama3":
-        factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+        factor, low, high = (
+            scaling["factor"],
+            scaling["low_freq_factor"],
+            scaling["high_freq_factor"],
+        )
         old_length = scaling["original_max_position_embeddings"]
         wavelength = 2 * math.pi / inverse
         slow = torch.where(wavelength > old_length / low, inverse / factor, inverse)
@@ -126,7 +157,8 @@ def rope_frequencies(config: Config) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (a, b) = (x[i], x[i + D/2]) by its position's angle: (a·cos − b·sin, b·cos + a·sin).
+    """Turn each pair (a, b) = (x[i], x[i + D/2]) by its position's angle: (a·cos − b·sin, b·cos +
+    a·sin).
 
     x (B, H, T, D); cos and sin broadcast to it, and the first half of sin carries the minus.
     """
@@ -136,7 +168,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class RotaryTable(nn.Module):
-    """Tables of cos and (−sin, sin), a row per position; kept in fp32 whatever the model is cast to, and never saved."""
+    """Tables of cos and (−sin, sin), a row per position; kept in fp32 whatever the model is cast
+    to, and never saved.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -151,7 +185,8 @@ class RotaryTable(nn.Module):
         self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)  # (rows, D)
         self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)  # (rows, D)
 
-    def _apply(self, fn, recurse=True):  # called by .to(), .half(), .cuda() …: follow the device, not the dtype
+    # called by .to(), .half(), .cuda() …: follow the device, not the dtype
+    def _apply(self, fn, recurse=True):
         device = fn(self.cos).device
         if device != self.cos.device:
             self.build(self.cos.shape[0], device)
@@ -165,7 +200,9 @@ class RotaryTable(nn.Module):
 
 
 class Cache:
-    """Keys and values of the tokens seen so far, (B, G, S, D) per layer, in memory set aside once for `capacity`."""
+    """Keys and values of the tokens seen so far, (B, G, S, D) per layer, in memory set aside once
+    for `capacity`.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -173,17 +210,24 @@ class Cache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values (B, G, T, D) behind the old ones, in place; returns views on all so far.
+        """Write new keys and values (B, G, T, D) behind the old ones, in place; returns views on
+        all so far.
 
         Raises MiniloraError when the memory set aside is full.
         """
         if layer not in self.layers:
             B, G, _, D = k.shape
-            self.layers[layer] = k.new_empty(B, G, self.capacity, D), v.new_empty(B, G, self.capacity, D)
+            self.layers[layer] = (
+                k.new_empty(B, G, self.capacity, D),
+                v.new_empty(B, G, self.capacity, D),
+            )
         keys, values = self.layers[layer]
         start, stop = self.length, self.length + k.shape[2]
         if stop > self.capacity:
-            raise MiniloraError(f"the cache holds {self.capacity} tokens and {stop} are needed; make it with Cache({stop})")
+            raise MiniloraError(
+                f"the cache holds {self.capacity} tokens and {stop} are needed; make it with "
+                f"Cache({stop})"
+            )
         keys.narrow(2, start, stop - start).copy_(k)
         values.narrow(2, start, stop - start).copy_(v)
         return keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
@@ -204,28 +248,39 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; each key/value head serves a group of query heads."""
 
-    attend = staticmethod(F.scaled_dot_product_attention)  # pretraining puts another way to the same result here
+    # pretraining puts another way to the same result here
+    attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, config: Config, index: int) -> None:
         super().__init__()
         self.index = index
-        self.heads, self.groups, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.groups, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         query, key = self.heads * self.head_dim, self.groups * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         B, T, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H·D), (B, T, G·D) twice
-        q = rotate(q.view(B, T, self.heads, self.head_dim).transpose(1, 2), cos, sin)  # (B, H, T, D)
-        k = rotate(k.view(B, T, self.groups, self.head_dim).transpose(1, 2), cos, sin)  # (B, G, T, D)
+        # (B, H, T, D)
+        q = rotate(q.view(B, T, self.heads, self.head_dim).transpose(1, 2), cos, sin)
+        # (B, G, T, D)
+        k = rotate(k.view(B, T, self.groups, self.head_dim).transpose(1, 2), cos, sin)
         v = v.view(B, T, self.groups, self.head_dim).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # (B, G, S, D)
         grouped = self.heads != self.groups
-        y = self.attend(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped)
+        y = self.attend(
+            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped
+        )
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
@@ -234,9 +289,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias
+        )
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
@@ -252,17 +311,20 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 def attention_bias(attention_mask: Tensor, length: int) -> Tensor:
-    """Which keys the last `length` queries may see, (B, 1, T, S) bool: real ones, not later, and always itself
-    (so that no padded query is left without a key, which would give NaN)."""
+    """Which keys the last `length` queries may see, (B, 1, T, S) bool: real ones, not later, and
+    always itself (so that no padded query is left without a key, which would give NaN).
+    """
     S = attention_mask.shape[1]
     order = torch.arange(S, device=attention_mask.device)
-    query = order[S - length:, None]  # (T, 1)
+    query = order[S - length :, None]  # (T, 1)
     real = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
     return (real & (order <= query)) | (order == query)
 
@@ -273,15 +335,21 @@ class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, index) for index in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(config)
         self.gradient_checkpointing = False
 
-    def forward(self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         T, seen = ids.shape[1], 0 if cache is None else cache.length
         x = self.embed_tokens(ids)  # (B, T, C)
-        cos, sin = self.rotary(seen, seen + T) if attention_mask is None else self.rotary(0, seen + T)
+        cos, sin = (
+            self.rotary(seen, seen + T) if attention_mask is None else self.rotary(0, seen + T)
+        )
         mask = None
         if attention_mask is not None:
             mask = attention_bias(attention_mask, T)  # (B, 1, T, S)
@@ -337,24 +405,34 @@ class Llama(nn.Module):
             return F.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)
 
-    def forward(self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """Logits (B, T, V) for ids (B, T).
 
-        attention_mask: (B, T) of 1 and 0, or (B, seen + T) with a cache, for padded rows; positions count its ones.
-        Right-padded rows need none: the causal order already hides what comes later.
+        attention_mask: (B, T) of 1 and 0, or (B, seen + T) with a cache, for padded rows; positions
+        count its ones. Right-padded rows need none: the causal order already hides what comes
+        later.
         """
         return self.head(self.model(ids, attention_mask, cache))
 
-    def generate(self, ids: Tensor, max_new_tokens: int, temperature: float = 0.0, **options: Any) -> Tensor:
-        """Continue each row of ids (B, T) → (B, T + new); greedy at temperature 0. Options as `sampling.generate`:
-        top_k, top_p, attention_mask (left padding), stop, seed, on_token."""
+    def generate(
+        self, ids: Tensor, max_new_tokens: int, temperature: float = 0.0, **options: Any
+    ) -> Tensor:
+        """Continue each row of ids (B, T) → (B, T + new); greedy at temperature 0. Options as
+        `sampling.generate`: top_k, top_p, attention_mask (left padding), stop, seed, on_token.
+        """
         from .sampling import generate
 
         return generate(self, ids, max_new_tokens, temperature, **options)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Llama:
-        """Read a Hugging Face folder; raises MiniloraError naming file, key and remedy (see `checkpoint.load`)."""
+    def from_pretrained(
+        cls, path: str | PathLike, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> Llama:
+        """Read a Hugging Face folder; raises MiniloraError naming file, key and remedy (see
+        `checkpoint.load`).
+        """
         from .checkpoint import load
 
         return load(path, dtype, device)

@@ -1,8 +1,8 @@
 """What a machine has free: the bytes that a model may still take on a device.
 
 What it replaces: `psutil.virtual_memory` and `torch.cuda.mem_get_info`, asked in one way.
-How it works: on a GPU CUDA's own figure counts; on Linux what /proc/meminfo calls available, or less where a control group or a limit on
-the process (`ulimit -v`) allows less.
+How it works: on a GPU CUDA's own figure counts; on Linux what /proc/meminfo calls available, or
+less where a control group or a limit on the process (`ulimit -v`) allows less.
 What it leaves out: other systems, which answer None; swap.
 Where numerics differ: nowhere.
 """
@@ -12,8 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
-GROUPS = ((Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-          (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")))
+GROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
 
 
 def available(device: str) -> int | None:
@@ -21,10 +26,13 @@ def available(device: str) -> int | None:
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.mem_get_info(torch.device(device).index)[0]  # the name "cuda" alone is refused by older torch
+        # the name "cuda" alone is refused by older torch
+        return torch.cuda.mem_get_info(torch.device(device).index)[0]
     found = []
     if MEMINFO.is_file():
-        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        fields = dict(
+            line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line
+        )
         if "MemAvailable" in fields:
             found.append(int(fields["MemAvailable"].split()[0]) * 1024)
     for most, used in GROUPS:

@@ -1,10 +1,15 @@
-"""A full memory as one line: what was being done, and what to change; and nothing of the broken step left behind.
+"""A full memory as one line: what was being done, and what to change; and nothing of the broken
+step left behind.
 
-What it replaces: thirty lines of traceback that end in "CUDA out of memory", and the kernel restarted because of what they hold on to.
-How it works: `full` knows a full memory by torch's, CUDA's, NumPy's and the system's own words. `named` turns it into `MemoryFull`, after it
-has emptied the frames of the traceback: an exception keeps its frames, frames keep their variables, and in a notebook the last exception is
-kept for long, so that without this the activations of the broken step would still be there when the cell is run again.
-What it leaves out: the process that the system kills; it is told nothing, and its run goes on from the last saved state.
+What it replaces: thirty lines of traceback that end in "CUDA out of memory", and the kernel
+restarted because of what they hold on to.
+How it works: `full` knows a full memory by torch's, CUDA's, NumPy's and the system's own words.
+`named` turns it into `MemoryFull`, after it has emptied the frames of the traceback: an exception
+keeps its frames, frames keep their variables, and in a notebook the last exception is kept for
+long, so that without this the activations of the broken step would still be there when the cell is
+run again.
+What it leaves out: the process that the system kills; it is told nothing, and its run goes on from
+the last saved state.
 Where numerics differ: nowhere.
 """
 
@@ -14,11 +19,17 @@ import contextlib
 import re
 import sys
 import traceback
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from .errors import MemoryFull, MiniloraError
 
-SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate", "alloc_failed")
+SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "alloc_failed",
+)
 
 
 def full(error: BaseException) -> bool:
@@ -41,15 +52,21 @@ def asked(error: BaseException) -> str:
 
 def release(error: BaseException) -> None:
     """Drop what the frames of `error` hold, and what torch keeps of it on a GPU."""
-    traceback.clear_frames(error.__traceback__)  # frames that still run, ours and the caller's, keep theirs
+    # frames that still run, ours and the caller's, keep theirs
+    traceback.clear_frames(error.__traceback__)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
-def named(doing: Callable[[], str] | str, remedy: Callable[[], str] | str, clean: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Raise MemoryFull("the memory is full: DOING; REMEDY") in the place of a library's error; every other passes.
+def named(
+    doing: Callable[[], str] | str,
+    remedy: Callable[[], str] | str,
+    clean: Callable[[], object] = lambda: None,
+) -> Iterator[None]:
+    """Raise MemoryFull("the memory is full: DOING; REMEDY") in the place of a library's error;
+    every other passes.
 
     clean: called before, to drop what the caller still holds.
     """

@@ -1,24 +1,31 @@
-"""Number formats down to the bit: encode, decode and round to any (sign, exponent, mantissa) format, and to intN.
+"""Number formats down to the bit: encode, decode and round to any (sign, exponent, mantissa)
+format, and to intN.
 
-What it replaces: NumPy's and torch's casts (`x.astype(np.float16)`, `x.to(torch.float8_e4m3fn)`), whose rounding happens
+What it replaces: NumPy's and torch's casts (`x.astype(np.float16)`, `x.to(torch.float8_e4m3fn)`),
+whose rounding happens
     out of sight, and which exist for some formats only. Here any split of the bits can be tried.
-How it works: with E the exponent of |x| and M mantissa bits, the spacing of the numbers around x is q = 2^(E−M), where E
-    is not allowed below 1 − bias: that floor is all there is to subnormals. So n = rint(|x| / q), half to even, is the
-    significand with its leading 1, and
+How it works: with E the exponent of |x| and M mantissa bits, the spacing of the numbers around x is
+q = 2^(E−M), where E
+    is not allowed below 1 − bias: that floor is all there is to subnormals. So n = rint(|x| / q),
+    half to even, is the significand with its leading 1, and
 
         code = (E − (1 − bias))·2^M + n
 
-    is the format's bit pattern: the leading 1 of a normal number counts the exponent field up by one, a subnormal has
-    none and stays in field 0, and a significand that rounds up to the next power of two carries into the exponent by
-    itself. Only codes past the largest number (overflow), infinities and NaN remain to be handled. x is a float64, in
-    which |x| / q is exact, so every format is reached with exactly one rounding.
-What it leaves out: arithmetic (round the operands, compute in float64, round the result), stochastic rounding, NaN
-    payloads, formats wider than float64, the …fnuz variants, the exponent-only e8m0, and bitsandbytes' FP4: its exponent
-    field counts backwards (01, 10, 11 stand for 8, 4, 2), so it is a code book and lives in `quantize`.
-Where numerics differ: nowhere for numbers, infinities and signed zeros. A NaN comes out as one fixed pattern, whatever its
-    payload was. torch casts float64 to a 16- or 8-bit type by way of float32 and so rounds twice; here it is once.
-    Overflow in fp8 e4m3 saturates to ±448, infinities included, as in torch 2.13; `replace(fmt, saturating=False)` gives
-    NaN, as in older versions of torch.
+    is the format's bit pattern: the leading 1 of a normal number counts the exponent field up by
+    one, a subnormal has none and stays in field 0, and a significand that rounds up to the next
+    power of two carries into the exponent by itself. Only codes past the largest number (overflow),
+    infinities and NaN remain to be handled. x is a float64, in which |x| / q is exact, so every
+    format is reached with exactly one rounding.
+What it leaves out: arithmetic (round the operands, compute in float64, round the result),
+stochastic rounding, NaN
+    payloads, formats wider than float64, the …fnuz variants, the exponent-only e8m0, and
+    bitsandbytes' FP4: its exponent field counts backwards (01, 10, 11 stand for 8, 4, 2), so it is
+    a code book and lives in `quantize`.
+Where numerics differ: nowhere for numbers, infinities and signed zeros. A NaN comes out as one
+fixed pattern, whatever its
+    payload was. torch casts float64 to a 16- or 8-bit type by way of float32 and so rounds twice;
+    here it is once. Overflow in fp8 e4m3 saturates to ±448, infinities included, as in torch 2.13;
+    `replace(fmt, saturating=False)` gives NaN, as in older versions of torch.
 """
 
 from __future__ import annotations
@@ -35,10 +42,11 @@ from .errors import MiniloraError
 class Format:
     """A binary floating-point format: one sign bit, `exponent` bits, `mantissa` bits.
 
-    bias: a number with exponent field f > 0 and mantissa m is (1 + m/2^M)·2^(f − bias); default 2^(exponent−1) − 1.
-    has_inf: the highest exponent field is set aside for infinity and NaN, as in IEEE 754.
-    has_nan: without has_inf, the code with all bits set is the only NaN (the "fn" formats: finite, with NaN).
-    saturating: overflow gives the largest number instead of infinity or NaN. Formats with neither always saturate.
+    bias: a number with exponent field f > 0 and mantissa m is (1 + m/2^M)·2^(f − bias); default
+    2^(exponent−1) − 1. has_inf: the highest exponent field is set aside for infinity and NaN, as in
+    IEEE 754. has_nan: without has_inf, the code with all bits set is the only NaN (the "fn"
+    formats: finite, with NaN). saturating: overflow gives the largest number instead of infinity or
+    NaN. Formats with neither always saturate.
     """
 
     name: str
@@ -54,15 +62,23 @@ class Format:
             object.__setattr__(self, "bias", 2 ** (self.exponent - 1) - 1)
         if not (1 <= self.exponent <= 11 and 0 <= self.mantissa <= 52):
             raise MiniloraError(
-                f"format {self.name!r} has {self.exponent} exponent and {self.mantissa} mantissa bits; "
+                f"format {self.name!r} has {self.exponent} exponent and {self.mantissa} "
+                "mantissa bits; "
                 "choose 1 to 11 and 0 to 52, the widths of fp64"
             )
         if self.has_inf and not (self.has_nan and self.mantissa):
             raise MiniloraError(
-                f"format {self.name!r} cannot hold both infinity and NaN; give it a mantissa bit and has_nan, or has_inf=False"
+                f"format {self.name!r} cannot hold both infinity and NaN; give it a mantissa "
+                "bit and has_nan, or has_inf=False"
             )
-        if 1 - self.bias - self.mantissa < -1074 or (self.max_code >> self.mantissa) - self.bias > 1023:
-            raise MiniloraError(f"format {self.name!r} with bias {self.bias} reaches beyond fp64; choose a bias closer to 0")
+        if (
+            1 - self.bias - self.mantissa < -1074
+            or (self.max_code >> self.mantissa) - self.bias > 1023
+        ):
+            raise MiniloraError(
+                f"format {self.name!r} with bias {self.bias} reaches beyond fp64; choose a "
+                "bias closer to 0"
+            )
 
     @property
     def bits(self) -> int:
@@ -76,7 +92,9 @@ class Format:
 
     @property
     def nan_code(self) -> int | None:
-        """The NaN that `encode` writes: all ones in fp8, as torch does, else the mantissa's first bit set (a "quiet" NaN)."""
+        """The NaN that `encode` writes: all ones in fp8, as torch does, else the mantissa's first
+        bit set (a "quiet" NaN).
+        """
         if self.has_inf and self.bits > 8:
             return self.inf_code | 1 << (self.mantissa - 1)
         return 2 ** (self.bits - 1) - 1 if self.has_nan else None
@@ -114,14 +132,19 @@ class Format:
 
 @dataclass(frozen=True)
 class Integer:
-    """A signed integer of `bits` bits in two's complement; rounds half to even and saturates. There is no NaN."""
+    """A signed integer of `bits` bits in two's complement; rounds half to even and saturates. There
+    is no NaN.
+    """
 
     name: str
     bits: int
 
     def __post_init__(self):
         if not 2 <= self.bits <= 53:
-            raise MiniloraError(f"format {self.name!r} has {self.bits} bits; choose 2 to 53, which fp64 holds exactly")
+            raise MiniloraError(
+                f"format {self.name!r} has {self.bits} bits; choose 2 to 53, which fp64 holds "
+                "exactly"
+            )
 
     @property
     def max(self) -> float:
@@ -151,7 +174,9 @@ FORMATS = {
 
 
 def get(fmt: str | Format | Integer) -> Format | Integer:
-    """A format by name: one of FORMATS, `intN`, or `eEmM` for an IEEE-like format of E exponent and M mantissa bits."""
+    """A format by name: one of FORMATS, `intN`, or `eEmM` for an IEEE-like format of E exponent and
+    M mantissa bits.
+    """
     if isinstance(fmt, (Format, Integer)):
         return fmt
     if fmt in FORMATS:
@@ -160,11 +185,15 @@ def get(fmt: str | Format | Integer) -> Format | Integer:
         return Integer(fmt, int(match[1]))
     if match := re.fullmatch(r"e(\d{1,2})m(\d{1,2})", fmt):
         return Format(fmt, int(match[1]), int(match[2]))
-    raise MiniloraError(f"no number format {fmt!r}; choose one of {', '.join(FORMATS)}, intN, or eEmM such as e3m4")
+    raise MiniloraError(
+        f"no number format {fmt!r}; choose one of {', '.join(FORMATS)}, intN, or eEmM such as e3m4"
+    )
 
 
 def _float64(x) -> np.ndarray:
-    """Anything number-like as float64, which holds every value of every format here. torch tensors of any type too."""
+    """Anything number-like as float64, which holds every value of every format here. torch tensors
+    of any type too.
+    """
     if hasattr(x, "detach"):
         x = x.detach().cpu().double().numpy()
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
@@ -172,19 +201,26 @@ def _float64(x) -> np.ndarray:
 
 
 def _code_type(fmt) -> type:
-    return next(t for t in (np.uint8, np.uint16, np.uint32, np.uint64) if np.iinfo(t).bits >= fmt.bits)
+    return next(
+        t for t in (np.uint8, np.uint16, np.uint32, np.uint64) if np.iinfo(t).bits >= fmt.bits
+    )
 
 
 def _check_no_nan(x: np.ndarray, fmt) -> None:
     if np.isnan(x).any():
-        raise MiniloraError(f"{fmt.name} has no code for NaN; replace the {int(np.isnan(x).sum())} NaN in the input first")
+        raise MiniloraError(
+            f"{fmt.name} has no code for NaN; replace the {int(np.isnan(x).sum())} NaN in the "
+            "input first"
+        )
 
 
 def encode(x, fmt) -> np.ndarray:
-    """Bit patterns of the values of `fmt` nearest to x, in the smallest unsigned type that holds them.
+    """Bit patterns of the values of `fmt` nearest to x, in the smallest unsigned type that holds
+    them.
 
-    A tie goes to the even significand; where none is even (no mantissa bits) away from 0, as IEEE 754-2019, 4.3.1, has it.
-    x: array, tensor or number of any shape. Raises MiniloraError for NaN where the format has none.
+    A tie goes to the even significand; where none is even (no mantissa bits) away from 0, as IEEE
+    754-2019, 4.3.1, has it. x: array, tensor or number of any shape. Raises MiniloraError for NaN
+    where the format has none.
     """
     x, fmt = _float64(x), get(fmt)
     if isinstance(fmt, Integer):
@@ -194,7 +230,8 @@ def encode(x, fmt) -> np.ndarray:
 
     size, lowest = np.abs(x), 1 - fmt.bias
     finite = np.where(np.isfinite(size), size, 0.0)
-    exponent = np.maximum(np.frexp(finite)[1] - 1, lowest)  # frexp gives |x| = f·2^e with f in [½, 1)
+    # frexp gives |x| = f·2^e with f in [½, 1)
+    exponent = np.maximum(np.frexp(finite)[1] - 1, lowest)
     exponent = np.where(finite == 0, lowest, exponent).astype(np.int64)
     significand = np.rint(np.ldexp(finite, fmt.mantissa - exponent)).astype(np.int64)
     code = (exponent - lowest << fmt.mantissa) + significand
@@ -213,18 +250,27 @@ def encode(x, fmt) -> np.ndarray:
 def _check_codes(codes, fmt) -> np.ndarray:
     codes = np.asarray(codes)
     if codes.dtype.kind not in "iu":
-        raise MiniloraError(f"codes are integers, not {codes.dtype}; did you mean encode(x, {fmt.name!r})?")
+        raise MiniloraError(
+            f"codes are integers, not {codes.dtype}; did you mean encode(x, {fmt.name!r})?"
+        )
     if codes.size and (codes.min() < 0 or int(codes.max()) >= 2**fmt.bits):
         worst = int(codes.min()) if codes.min() < 0 else int(codes.max())
-        raise MiniloraError(f"code {worst} is not a {fmt.bits}-bit pattern of {fmt.name}; codes run from 0 to {2**fmt.bits - 1}")
+        raise MiniloraError(
+            f"code {worst} is not a {fmt.bits}-bit pattern of {fmt.name}; codes run from 0 to "
+            f"{2**fmt.bits - 1}"
+        )
     return codes.astype(np.uint64)
 
 
 def fields(codes, fmt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sign, exponent field and mantissa of each code, as integers. intN has no exponent field: 0 there."""
+    """Sign, exponent field and mantissa of each code, as integers. intN has no exponent field: 0
+    there.
+    """
     fmt = get(fmt)
     codes = _check_codes(codes, fmt)
-    exponent_bits, mantissa_bits = (0, fmt.bits - 1) if isinstance(fmt, Integer) else (fmt.exponent, fmt.mantissa)
+    exponent_bits, mantissa_bits = (
+        (0, fmt.bits - 1) if isinstance(fmt, Integer) else (fmt.exponent, fmt.mantissa)
+    )
     sign = codes >> np.uint64(fmt.bits - 1)
     exponent = codes >> np.uint64(mantissa_bits) & np.uint64(2**exponent_bits - 1)
     mantissa = codes & np.uint64(2**mantissa_bits - 1)
@@ -238,9 +284,13 @@ def decode(codes, fmt) -> np.ndarray:
     if isinstance(fmt, Integer):
         return (mantissa - (sign << (fmt.bits - 1))).astype(np.float64)
 
-    hidden = np.where(exponent > 0, 1 << fmt.mantissa, 0)  # the leading 1 that is not stored; subnormals have none
+    # the leading 1 that is not stored; subnormals have none
+    hidden = np.where(exponent > 0, 1 << fmt.mantissa, 0)
     with np.errstate(over="ignore"):  # the patterns above max_code, replaced below
-        size = np.ldexp((hidden + mantissa).astype(np.float64), np.maximum(exponent, 1) - fmt.bias - fmt.mantissa)
+        size = np.ldexp(
+            (hidden + mantissa).astype(np.float64),
+            np.maximum(exponent, 1) - fmt.bias - fmt.mantissa,
+        )
     code = (exponent << fmt.mantissa) + mantissa
     size = np.where(code > fmt.max_code, np.nan, size)
     if fmt.has_inf:
@@ -254,7 +304,8 @@ def round_to(x, fmt) -> np.ndarray:
 
 
 def bits(x, fmt):
-    """The bit pattern of x as text, `sign exponent mantissa`: bits(1, "fp16") is "0 01111 0000000000".
+    """The bit pattern of x as text, `sign exponent mantissa`: bits(1, "fp16") is "0 01111
+    0000000000".
 
     One string for a number; a list of strings, nested as x is, for an array. intN: `sign rest`.
     """
@@ -272,7 +323,9 @@ def bits(x, fmt):
 
 
 def next_up(x, fmt) -> np.ndarray:
-    """The smallest value of `fmt` above x, in float64; infinity where there is none, NaN for NaN."""
+    """The smallest value of `fmt` above x, in float64; infinity where there is none, NaN for
+    NaN.
+    """
     x, fmt = _float64(x), get(fmt)
     if isinstance(fmt, Integer):
         above = np.maximum(np.floor(x) + 1, fmt.min)
@@ -282,7 +335,8 @@ def next_up(x, fmt) -> np.ndarray:
     code = encode(here, fmt).astype(np.uint64)
     top = np.uint64(1 << (fmt.bits - 1))
     size = (code & (top - np.uint64(1))).astype(np.int64)
-    step = np.where(code >= top, -size, size)  # patterns as a ladder of integers in the order of the values
+    # patterns as a ladder of integers in the order of the values
+    step = np.where(code >= top, -size, size)
     step = step + (decode(code, fmt) <= here)
     above = decode(np.where(step < 0, -step, np.minimum(step, fmt.max_code)).astype(np.uint64), fmt)
     above = np.where(step < 0, -above, above)

@@ -1,8 +1,8 @@
 """Small integers side by side in bytes.
 
 What it replaces: the packing inside bitsandbytes' kernels, which know 4 and 8 bits alone.
-How it works: the indices form one stream of bits, each with its highest bit first, cut into bytes. For 4 bits that means: two
-indices to a byte, the first one in the high half.
+How it works: the indices form one stream of bits, each with its highest bit first, cut into bytes.
+For 4 bits that means: two indices to a byte, the first one in the high half.
 What it leaves out: other bit orders. Files made by bitsandbytes have this one.
 Where numerics differ: nowhere; there are none.
 """
@@ -15,8 +15,12 @@ import numpy as np
 
 
 def pack(codes: np.ndarray, bits: int, filler: int = 0) -> np.ndarray:
-    """Indices of `bits` bits side by side in bytes, the first one in the highest bits; `filler` completes the last byte."""
-    codes = np.append(codes, np.full(-codes.size % (8 // math.gcd(8, bits)), filler, dtype=np.uint8))
+    """Indices of `bits` bits side by side in bytes, the first one in the highest bits; `filler`
+    completes the last byte.
+    """
+    codes = np.append(
+        codes, np.full(-codes.size % (8 // math.gcd(8, bits)), filler, dtype=np.uint8)
+    )
     if bits == 8:
         return codes
     if bits == 4:

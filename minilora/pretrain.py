@@ -1,13 +1,16 @@
-"""Make the shipped base from nothing: corpus, tokenizer, a few million parameters, about an hour on two cores.
+"""Make the shipped base from nothing: corpus, tokenizer, a few million parameters, about an hour on
+two cores.
 
 What it replaces: downloading a small Llama.
-How it works: documents from `data/corpus` are tokenized and packed whole into rows; a Llama learns the next token of
-every row, the tokens of answers counting `answer_weight` times, in two stages with different mixtures. Weight matrices step with Muon (their update is
-orthogonalised, Jordan et al. 2024, as torch.optim.Muon does it), embedding and norms with AdamW; the learning rate
-rises, stays, and falls to zero. What can be looked up in held-out documents is measured on the way.
+How it works: documents from `data/corpus` are tokenized and packed whole into rows; a Llama learns
+the next token of every row, the tokens of answers counting `answer_weight` times, in two stages
+with different mixtures. Weight matrices step with Muon (their update is orthogonalised, Jordan et
+al. 2024, as torch.optim.Muon does it), embedding and norms with AdamW; the learning rate rises,
+stays, and falls to zero. What can be looked up in held-out documents is measured on the way.
 What it leaves out: masks between the documents of a row, dropout, several machines.
-Where numerics differ: products run in bf16 under autocast; the same seed gives the same data and the same model up to
-the order of additions, which depends on threads and compiler. The weights are stored in bf16.
+Where numerics differ: products run in bf16 under autocast; the same seed gives the same data and
+the same model up to the order of additions, which depends on threads and compiler. The weights are
+stored in bf16.
 """
 
 from __future__ import annotations
@@ -19,11 +22,10 @@ import math
 import platform
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,9 @@ LOOKUPS = ("dictionary", "codes", "record", "looking")  # families whose answers
 
 @dataclass
 class Stage:
-    """Some steps on one mixture of the corpus. The rate warms up, stays, and from step `hold` falls towards 0 at `zero`."""
+    """Some steps on one mixture of the corpus. The rate warms up, stays, and from step `hold` falls
+    towards 0 at `zero`.
+    """
 
     mixture: str
     steps: int
@@ -51,7 +55,8 @@ class Stage:
         return peak * min(1.0, (step + 1) / self.warmup, left)
 
 
-# The second stage starts from the saved (bf16) weights with fresh moments (see corpus/families.py for why).
+# The second stage starts from the saved (bf16) weights with fresh moments (see corpus/families.py
+# for why).
 STAGES = (Stage("first", 2400, 100, 1800, 3600), Stage("second", 1000, 30, 400, 1000))
 
 
@@ -89,8 +94,12 @@ def corpus():
     return package
 
 
-def pack_rows(encoded: Iterator[tuple[list[int], list[bool]]], length: int, pool: int = 64) -> Iterator[tuple[list[int], list[bool]]]:
-    """Rows of exactly `length` tokens made of whole documents, the longest that fits first; the rest is padding (id 0)."""
+def pack_rows(
+    encoded: Iterator[tuple[list[int], list[bool]]], length: int, pool: int = 64
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """Rows of exactly `length` tokens made of whole documents, the longest that fits first; the
+    rest is padding (id 0).
+    """
     waiting: list[tuple[list[int], list[bool]]] = []
     while True:
         waiting += islice(encoded, pool - len(waiting))
@@ -107,7 +116,9 @@ def pack_rows(encoded: Iterator[tuple[list[int], list[bool]]], length: int, pool
 def batches(plan: Plan, tokenizer, mixture: str) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, answer) tensors of shape (rows, length), for ever."""
     made = corpus()
-    encoded = (made.tokens.encode(tokenizer, d) for _, d in made.families.documents(plan.seed, mixture))
+    encoded = (
+        made.tokens.encode(tokenizer, d) for _, d in made.families.documents(plan.seed, mixture)
+    )
     rows = pack_rows((d for d in encoded if len(d[0]) <= plan.length), plan.length)
     while True:
         chosen = list(islice(rows, plan.rows))
@@ -115,12 +126,16 @@ def batches(plan: Plan, tokenizer, mixture: str) -> Iterator[tuple[Tensor, Tenso
 
 
 def attention_by_products(q, k, v, attn_mask=None, is_causal=True, enable_gqa=True) -> Tensor:
-    """softmax(q kᵀ / √d) v as two products: on a CPU, at a few hundred tokens, faster backward than the fused kernel.
+    """softmax(q kᵀ / √d) v as two products: on a CPU, at a few hundred tokens, faster backward than
+    the fused kernel.
 
-    q (B, H, T, D), k and v (B, G, T, D); the H/G query heads of a group are laid behind each other as one head.
+    q (B, H, T, D), k and v (B, G, T, D); the H/G query heads of a group are laid behind each other
+    as one head.
     """
     (B, H, T, D), G = q.shape, k.shape[1]
-    scores = (q.reshape(B, G, H // G * T, D) @ k.transpose(-1, -2)).view(B, G, H // G, T, T) * D**-0.5
+    scores = (q.reshape(B, G, H // G * T, D) @ k.transpose(-1, -2)).view(
+        B, G, H // G, T, T
+    ) * D**-0.5
     later = torch.ones(T, T, dtype=torch.bool).triu(1)
     weights = scores.masked_fill(later, float("-inf")).float().softmax(-1).to(v.dtype)
     return (weights.view(B, G, H // G * T, T) @ v).view(B, H, T, D)
@@ -128,7 +143,9 @@ def attention_by_products(q, k, v, attn_mask=None, is_causal=True, enable_gqa=Tr
 
 @contextlib.contextmanager
 def products_as_attention() -> Iterator[None]:
-    """Within the block every Llama attends by products. (No padding masks: packed rows need none.)"""
+    """Within the block every Llama attends by products. (No padding masks: packed rows need
+    none.)
+    """
     from .llama import Attention
 
     before = Attention.attend
@@ -158,11 +175,16 @@ def optimizers(model, plan: Plan) -> list[torch.optim.Optimizer]:
     ]
 
 
-BACKWARDS = ("Which word means", "Who has the")  # questions whose answer stands before what they name
+# questions whose answer stands before what they name
+BACKWARDS = ("Which word means", "Who has the")
 
 
-def answers(document, ids: list[int], answer: list[bool], right: list[bool]) -> Iterator[tuple[str, bool]]:
-    """(question, was every token of its answer the likeliest?) for each answer of an encoded document."""
+def answers(
+    document, ids: list[int], answer: list[bool], right: list[bool]
+) -> Iterator[tuple[str, bool]]:
+    """(question, was every token of its answer the likeliest?) for each answer of an encoded
+    document.
+    """
     questions = [text.rsplit("\n", 1)[-1] for role, text in document if role == "user"]
     good: bool | None = None
     for is_answer, ok in zip([*answer[1:], False], [*right, False]):
@@ -175,9 +197,11 @@ def answers(document, ids: list[int], answer: list[bool], right: list[bool]) -> 
 
 @torch.no_grad()
 def examine(model, tokenizer, count: int = 60) -> dict[str, float]:
-    """On held-out documents: loss (nats per token, unweighted) and, per family, the share of answers that greedy decoding
-    gets exactly right. (It does if every token of the answer is the likeliest after the right ones.) `lookup` is the mean
-    over LOOKUPS; what has to be read backwards is counted apart, in `backwards`."""
+    """On held-out documents: loss (nats per token, unweighted) and, per family, the share of
+    answers that greedy decoding gets exactly right. (It does if every token of the answer is the
+    likeliest after the right ones.) `lookup` is the mean over LOOKUPS; what has to be read
+    backwards is counted apart, in `backwards`.
+    """
     made = corpus()
     hits: dict[str, list[bool]] = {}
     total, tokens = 0.0, 0
@@ -188,16 +212,23 @@ def examine(model, tokenizer, count: int = 60) -> dict[str, float]:
             logits = model(row[:, :-1])[0].float()  # (T-1, V)
             total += F.cross_entropy(logits, row[0, 1:], reduction="sum").item()
             tokens += len(ids) - 1
-            for question, good in answers(document, ids, answer, (logits.argmax(-1) == row[0, 1:]).tolist()):
-                hits.setdefault("backwards" if question.startswith(BACKWARDS) else family, []).append(good)
+            for question, good in answers(
+                document, ids, answer, (logits.argmax(-1) == row[0, 1:]).tolist()
+            ):
+                hits.setdefault(
+                    "backwards" if question.startswith(BACKWARDS) else family, []
+                ).append(good)
     result = {family: sum(good) / len(good) for family, good in hits.items()}
     result["lookup"] = sum(result[f] for f in LOOKUPS) / len(LOOKUPS)
     return {"loss": total / tokens, **{k: round(v, 4) for k, v in result.items()}}
 
 
-def learn(plan: Plan, tokenizer, out: Path, every: int, compiled: bool, first: int = 1) -> dict[str, list]:
-    """Run the plan's stages from number `first` on; a checkpoint and an examination every `every` steps and at the end
-    of each stage. Returns the curve."""
+def learn(
+    plan: Plan, tokenizer, out: Path, every: int, compiled: bool, first: int = 1
+) -> dict[str, list]:
+    """Run the plan's stages from number `first` on; a checkpoint and an examination every `every`
+    steps and at the end of each stage. Returns the curve.
+    """
     from .llama import Llama
 
     torch.manual_seed(plan.seed)
@@ -212,13 +243,29 @@ def learn(plan: Plan, tokenizer, out: Path, every: int, compiled: bool, first: i
         if number > 1:
             model = Llama.from_pretrained(out)
         if number == first > 1:
-            curve = {k: v for k, v in json.loads((out / "training.json").read_text(encoding="utf-8")).items() if k in curve}
-        run_stage(model, plan, stage, tokenizer, step_loss, lambda: save(model, plan, curve, out), curve, done, every)
+            curve = {
+                k: v
+                for k, v in json.loads((out / "training.json").read_text(encoding="utf-8")).items()
+                if k in curve
+            }
+        run_stage(
+            model,
+            plan,
+            stage,
+            tokenizer,
+            step_loss,
+            lambda: save(model, plan, curve, out),
+            curve,
+            done,
+            every,
+        )
         done += stage.steps
     return curve
 
 
-def run_stage(model, plan: Plan, stage: Stage, tokenizer, step_loss, keep, curve: dict, done: int, every: int) -> None:
+def run_stage(
+    model, plan: Plan, stage: Stage, tokenizer, step_loss, keep, curve: dict, done: int, every: int
+) -> None:
     """The steps of one stage. `done` steps came before it; `keep()` saves model and curve."""
     from tqdm.auto import tqdm
 
@@ -235,14 +282,19 @@ def run_stage(model, plan: Plan, stage: Stage, tokenizer, step_loss, keep, curve
             stepper.step()
             stepper.zero_grad()
         if not math.isfinite(loss.item()):
-            raise MiniloraError(f"pretraining: the loss became {loss.item()} at step {done + step}; use a lower --rate")
+            raise MiniloraError(
+                f"pretraining: the loss became {loss.item()} at step {done + step}; use a "
+                "lower --rate"
+            )
         if step % 20 == 0:
             curve["step"].append(done + step)
             curve["loss"].append(round(loss.item(), 4))
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % every == 0 or step + 1 == stage.steps:
             minutes = round(before + (time.time() - started) / 60, 1)
-            curve["examined"].append({"step": done + step + 1, "minutes": minutes, **examine(model, tokenizer)})
+            curve["examined"].append(
+                {"step": done + step + 1, "minutes": minutes, **examine(model, tokenizer)}
+            )
             bar.write(json.dumps(curve["examined"][-1]))
             keep()
 
@@ -251,10 +303,19 @@ def make_config(plan: Plan):
     from .llama import Config
 
     return Config(
-        vocab_size=plan.vocabulary, hidden_size=plan.hidden, intermediate_size=plan.mlp, num_hidden_layers=plan.layers,
-        num_attention_heads=plan.heads, num_key_value_heads=plan.groups, head_dim=plan.hidden // plan.heads,
-        max_position_embeddings=POSITIONS, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=plan.vocabulary,
+        hidden_size=plan.hidden,
+        intermediate_size=plan.mlp,
+        num_hidden_layers=plan.layers,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.groups,
+        head_dim=plan.hidden // plan.heads,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 def save(model, plan: Plan, curve: dict, out: Path) -> None:
@@ -264,7 +325,8 @@ def save(model, plan: Plan, curve: dict, out: Path) -> None:
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     with atomic_write(out / "training.json") as path:
         facts = {
-            "command": f"minilora pretrain --out data/base --rows {plan.rows} --rate {plan.rate} --seed {plan.seed}",
+            "command": f"minilora pretrain --out data/base --rows {plan.rows} --rate {plan.rate} --seed "
+            f"{plan.seed}",
             "steps": plan.steps,
             "plan": asdict(plan),
             "tokens": plan.steps * plan.rows * (plan.length - 1),
@@ -337,9 +399,15 @@ def draw(facts: dict, target: Path) -> None:
     left.set(xlabel="step", ylabel="nats a token")
     right = left.twinx()
     steps = [e["step"] for e in facts["examined"]]
-    for family, color, marker in (("record", "#D55E00", "o"), ("codes", "#009E73", "s"), ("sums", "#CC79A7", "^")):
+    for family, color, marker in (
+        ("record", "#D55E00", "o"),
+        ("codes", "#009E73", "s"),
+        ("sums", "#CC79A7", "^"),
+    ):
         share = [100 * e[family] for e in facts["examined"]]
-        right.plot(steps, share, color=color, marker=marker, linestyle="--", label=f"{family}, % right")
+        right.plot(
+            steps, share, color=color, marker=marker, linestyle="--", label=f"{family}, % right"
+        )
     right.set(ylim=(0, 102), ylabel="held-out answers, % right")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     with atomic_write(target) as path:
@@ -349,14 +417,38 @@ def draw(facts: dict, target: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `minilora pretrain`."""
     plan = Plan()
-    parser.add_argument("--out", type=Path, required=True, help="folder for the base (Hugging Face layout)")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the plan's steps, for a quick try (default %(default)s)")
-    parser.add_argument("--stage", type=int, default=1, help="begin at this stage, from the weights that --out holds (default 1)")
-    parser.add_argument("--rows", type=int, default=plan.rows, help="rows of a step (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=plan.rate, help="peak learning rate (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=plan.seed, help="seed of data and weights (default %(default)s)")
-    parser.add_argument("--every", type=int, default=400, help="steps between checkpoints (default %(default)s)")
-    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler needed)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the base (Hugging Face layout)"
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="share of the plan's steps, for a quick try (default %(default)s)",
+    )
+    parser.add_argument(
+        "--stage",
+        type=int,
+        default=1,
+        help="begin at this stage, from the weights that --out holds (default 1)",
+    )
+    parser.add_argument(
+        "--rows", type=int, default=plan.rows, help="rows of a step (default %(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=plan.rate, help="peak learning rate (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=plan.seed, help="seed of data and weights (default %(default)s)"
+    )
+    parser.add_argument(
+        "--every", type=int, default=400, help="steps between checkpoints (default %(default)s)"
+    )
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="do without torch.compile (no C++ compiler needed)",
+    )
 
 
 def shrink(stage: Stage, share: float) -> Stage:
@@ -366,7 +458,9 @@ def shrink(stage: Stage, share: float) -> Stage:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`minilora pretrain`: tokenizer, training, checkpoint. Raises MiniloraError on numbers that cannot be."""
+    """`minilora pretrain`: tokenizer, training, checkpoint. Raises MiniloraError on numbers that
+    cannot be.
+    """
     for name in ("rows", "every"):
         if getattr(args, name) < 1:
             raise MiniloraError(f"--{name} is {getattr(args, name)}; it must be at least 1")
@@ -384,7 +478,12 @@ def run(args: argparse.Namespace) -> int:
     with atomic_folder(args.out) as folder:
         made.tokens.save_tokenizer(tokenizer, folder, POSITIONS)
     with products_as_attention():
-        curve = learn(plan, tokenizer, args.out, args.every, compiled=not args.no_compile, first=args.stage)
+        curve = learn(
+            plan, tokenizer, args.out, args.every, compiled=not args.no_compile, first=args.stage
+        )
     describe(args.out)
-    print(f"saved {args.out}: look-up {curve['examined'][-1]['lookup']:.3f}, held-out loss {curve['examined'][-1]['loss']:.4f}")
+    print(
+        f"saved {args.out}: look-up {curve['examined'][-1]['lookup']:.3f}, held-out loss "
+        f"{curve['examined'][-1]['loss']:.4f}"
+    )
     return 0

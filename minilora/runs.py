@@ -1,11 +1,13 @@
 """The folder of a run: its state, its metrics, its curve.
 
-What it replaces: transformers' `checkpoint-N` folders, whose pickled optimizer and generator states execute code when
-read and whose half-written last one stops a resume.
-How it works: a state is one folder `state/step-00000050` with everything a run needs to go on: trained weights, AdamW's
-moments, fp16's loss scale, the generators, the metrics so far. It is written beside its place, flushed, and renamed there whole; a manifest
-carries the SHA-256 of each file and of itself. The last two are kept. Reading takes the newest whose sums agree. The first is written
-before step 1: a run that breaks off early, in a notebook whose model has moved already, begins again from the weights it began with.
+What it replaces: transformers' `checkpoint-N` folders, whose pickled optimizer and generator states
+execute code when read and whose half-written last one stops a resume.
+How it works: a state is one folder `state/step-00000050` with everything a run needs to go on:
+trained weights, AdamW's moments, fp16's loss scale, the generators, the metrics so far. It is
+written beside its place, flushed, and renamed there whole; a manifest carries the SHA-256 of each
+file and of itself. The last two are kept. Reading takes the newest whose sums agree. The first is
+written before step 1: a run that breaks off early, in a notebook whose model has moved already,
+begins again from the weights it began with.
 What it leaves out: the frozen base (it does not change) and locks against two runs in one folder.
 Where numerics differ: nowhere; tensors go through safetensors to the bit.
 """
@@ -16,8 +18,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import nn
@@ -48,18 +50,26 @@ def fingerprint(rows: list) -> str:
 
 
 def require_same(path: Path, saved: dict, now: dict) -> None:
-    """Raise MiniloraError unless `now`, what `train.fit` is called with, goes on with the run that `saved`, its run.json, began.
+    """Raise MiniloraError unless `now`, what `train.fit` is called with, goes on with the run that
+    `saved`, its run.json, began.
 
-    Rows at once and batches per step may change if their product stays: each step then takes the same rows.
+    Rows at once and batches per step may change if their product stays: each step then takes the
+    same rows.
     """
     began, here = saved.get("settings") or {}, json.loads(json.dumps(now["settings"]))
     rows = [side.get("batch_size", 1) * side.get("accumulate", 1) for side in (began, here)]
     for name, value in here.items():
         together = name in ("batch_size", "accumulate") and rows[0] == rows[1]
         if began.get(name, value) != value and name not in MAY_CHANGE and not together:
-            raise MiniloraError(f"{name} is {value!r}, and the run in {path} began with {began[name]!r}; put it back, or begin anew with another `out` or resume=False")
+            raise MiniloraError(
+                f"{name} is {value!r}, and the run in {path} began with {began[name]!r}; put "
+                "it back, or begin anew with another `out` or resume=False"
+            )
     if (saved.get("marks") or {}).get("data", now["marks"]["data"]) != now["marks"]["data"]:
-        raise MiniloraError(f"the rows are not those with which the run in {path} began; put them back, or begin anew with another `out` or resume=False")
+        raise MiniloraError(
+            f"the rows are not those with which the run in {path} began; put them back, or "
+            "begin anew with another `out` or resume=False"
+        )
 
 
 def _lines(records: list[dict]) -> str:
@@ -82,10 +92,16 @@ def _restore_generators(tensors: dict[str, torch.Tensor]) -> None:
 class RunFolder:
     """`out` of `train.fit`: `begin` reads or clears, `log` appends a metric, `save` writes a state.
 
-    `about` goes into run.json: what the run was started with. `say` is called with lines worth telling the user.
+    `about` goes into run.json: what the run was started with. `say` is called with lines worth
+    telling the user.
     """
 
-    def __init__(self, path: str | os.PathLike, about: dict | None = None, say: Callable[[str], object] = lambda line: None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        about: dict | None = None,
+        say: Callable[[str], object] = lambda line: None,
+    ):
         self.path = Path(path)
         self.about = about or {}
         self.states = self.path / "state"
@@ -104,14 +120,18 @@ class RunFolder:
         return sorted(self.states.glob("step-*"), reverse=True) if self.states.is_dir() else []
 
     def saved_about(self) -> dict | None:
-        """What run.json says, or None where there is no run. Raises MiniloraError if it cannot be read."""
+        """What run.json says, or None where there is no run. Raises MiniloraError if it cannot be
+        read.
+        """
         path = self.path / ABOUT
         if not path.is_file():
             return None
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise MiniloraError(f"{path} is damaged ({error}); begin anew with another --out or --overwrite") from error
+            raise MiniloraError(
+                f"{path} is damaged ({error}); begin anew with another --out or --overwrite"
+            ) from error
 
     def _read(self, folder: Path) -> dict:
         """The manifest's body, if every sum agrees; raises ValueError or OSError if not."""
@@ -125,7 +145,9 @@ class RunFolder:
         return body
 
     def last_good(self) -> tuple[Path, dict] | None:
-        """The newest whole state and its manifest, or None. Damaged ones are noted and passed over."""
+        """The newest whole state and its manifest, or None. Damaged ones are noted and passed
+        over.
+        """
         for folder in self.found():
             try:
                 return folder, self._read(folder)
@@ -133,8 +155,12 @@ class RunFolder:
                 self.say(f"{folder} is damaged: going back to the state before it")
         return None
 
-    def begin(self, parameters: dict[str, nn.Parameter], optimizer, scaler, resume: bool) -> tuple[list[dict], int]:
-        """Make the folder ready. Returns the records so far and the number of steps done, with the state loaded."""
+    def begin(
+        self, parameters: dict[str, nn.Parameter], optimizer, scaler, resume: bool
+    ) -> tuple[list[dict], int]:
+        """Make the folder ready. Returns the records so far and the number of steps done, with the
+        state loaded.
+        """
         self._sweep()
         good = self.last_good() if resume else None
         if good is None:
@@ -149,14 +175,18 @@ class RunFolder:
         self._load(folder, parameters, optimizer, scaler)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self._write_metrics(records)
-        self.say(f"going on after step {body['step']}" if body["step"] else "starting again at step 1")
+        self.say(
+            f"going on after step {body['step']}" if body["step"] else "starting again at step 1"
+        )
         return records, body["step"]
 
     def _sweep(self) -> None:
         """Remove what a killed process left under a temporary name."""
         beside = self.path.parent.glob(f".{self.path.name}.*.part")
         for rest in (*self.states.glob(".*.part"), *self.path.glob(".*.part"), *beside):
-            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(
+                missing_ok=True
+            )
 
     def write_about(self) -> None:
         with atomic_write(self.path / ABOUT) as temporary:
@@ -166,9 +196,16 @@ class RunFolder:
         from safetensors.torch import load_file
 
         tensors = load_file(folder / "state.safetensors")
-        saved = {name[len("weight/") :]: t.shape for name, t in tensors.items() if name.startswith("weight/")}
+        saved = {
+            name[len("weight/") :]: t.shape
+            for name, t in tensors.items()
+            if name.startswith("weight/")
+        }
         if saved != {name: p.shape for name, p in parameters.items()}:
-            raise MiniloraError(f"the state in {folder} is of another model or adapter; resume with the settings it began with")
+            raise MiniloraError(
+                f"the state in {folder} is of another model or adapter; resume with the "
+                "settings it began with"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
@@ -180,14 +217,22 @@ class RunFolder:
                     "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
                 }
         _restore_generators(tensors)
-        kept = {key[len("scaler/") :]: t.item() for key, t in tensors.items() if key.startswith("scaler/")}
+        kept = {
+            key[len("scaler/") :]: t.item()
+            for key, t in tensors.items()
+            if key.startswith("scaler/")
+        }
         if kept and scaler.is_enabled():
             scaler.load_state_dict(kept)
 
     # -- writing
 
-    def save(self, step: int, parameters: dict[str, nn.Parameter], optimizer, scaler, records: list[dict]) -> None:
-        """Write the state after `step` steps as one folder that appears whole or not at all; keep the last two."""
+    def save(
+        self, step: int, parameters: dict[str, nn.Parameter], optimizer, scaler, records: list[dict]
+    ) -> None:
+        """Write the state after `step` steps as one folder that appears whole or not at all; keep
+        the last two.
+        """
         from safetensors.torch import save_file
 
         tensors = _generator_states()
@@ -196,13 +241,21 @@ class RunFolder:
             for key, value in optimizer.state[parameter].items():
                 tensors[f"{key}/{name}"] = value
         for key, value in scaler.state_dict().items():
-            tensors[f"scaler/{key}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+            tensors[f"scaler/{key}"] = torch.tensor(
+                value, dtype=torch.float64 if isinstance(value, float) else torch.int64
+            )
         folder = self.states / f"step-{step:08d}"
         shutil.rmtree(folder, ignore_errors=True)  # there only if it was found damaged
         with atomic_folder(folder) as temporary:
-            save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, temporary / "state.safetensors")
+            save_file(
+                {name: t.contiguous().cpu() for name, t in tensors.items()},
+                temporary / "state.safetensors",
+            )
             (temporary / "metrics.jsonl").write_text(_lines(records))
-            body = {"step": step, "files": {f.name: _file_sum(f) for f in sorted(temporary.iterdir())}}
+            body = {
+                "step": step,
+                "files": {f.name: _file_sum(f) for f in sorted(temporary.iterdir())},
+            }
             manifest = {"body": body, "sha256": _sum(json.dumps(body, sort_keys=True).encode())}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for old in self.found()[KEEP:]:
@@ -224,7 +277,9 @@ class RunFolder:
         except OSError as error:
             if self.metrics.is_file():
                 os.truncate(self.metrics, self._offset)
-            raise MiniloraError(f"cannot write {self.metrics}: {error.strerror}; free some space, then add --resume") from error
+            raise MiniloraError(
+                f"cannot write {self.metrics}: {error.strerror}; free some space, then add --resume"
+            ) from error
         self._offset += len(line)
 
     def draw(self, records: list[dict]) -> None:

@@ -1,18 +1,21 @@
 """How good is a model: the loss on rows of ids, the share of exact answers to questions.
 
-What it replaces: the loss inside `LlamaForCausalLM`, evaluation loops, exact match of lm-evaluation-harness.
-How it works: cross-entropy is *summed* over the learned tokens and returned with their number, so that every mean above it
-(a step of several micro-batches, a validation set) weights each token alike. Questions are answered greedily in batches of
-like length, padded on the left, and compared as texts.
+What it replaces: the loss inside `LlamaForCausalLM`, evaluation loops, exact match of
+lm-evaluation-harness.
+How it works: cross-entropy is *summed* over the learned tokens and returned with their number, so
+that every mean above it (a step of several micro-batches, a validation set) weights each token
+alike. Questions are answered greedily in batches of like length, padded on the left, and compared
+as texts.
 What it leaves out: perplexity per word, sampling, scores other than equality.
-Where numerics differ: a minilora Llama's head is applied at learned positions only; that changes the order of additions in
-the head's gradient and in the sum. Logits go to float32 before the cross-entropy, as in transformers.
+Where numerics differ: a minilora Llama's head is applied at learned positions only; that changes
+the order of additions in the head's gradient and in the sum. Logits go to float32 before the
+cross-entropy, as in transformers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +39,9 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def settle_precision(model: nn.Module, precision: str) -> str:
-    """What "auto" means on the model's device: bf16 on a GPU that has it, fp16 on an older one such as the T4, else fp32."""
+    """What "auto" means on the model's device: bf16 on a GPU that has it, fp16 on an older one such
+    as the T4, else fp32.
+    """
     device = device_of(model)
     if precision != "auto" or device.type != "cuda":
         return "fp32" if precision == "auto" else precision
@@ -46,14 +51,18 @@ def settle_precision(model: nn.Module, precision: str) -> str:
 def autocast(model: nn.Module, precision: str):
     """Products in bf16 or fp16 where asked for, or where "auto" means that; else nothing."""
     half = HALVES.get(settle_precision(model, precision))
-    return contextlib.nullcontext() if half is None else torch.autocast(device_of(model).type, dtype=half)
+    return (
+        contextlib.nullcontext()
+        if half is None
+        else torch.autocast(device_of(model).type, dtype=half)
+    )
 
 
 def loss_sum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
     """Cross-entropy summed over the learned tokens of a batch, and their number.
 
-    A minilora Llama computes logits at these positions only, and a few at a time where its head is frozen (`headloss`); any
-    other model gives logits (B, T, V), bare or `.logits`.
+    A minilora Llama computes logits at these positions only, and a few at a time where its head is
+    frozen (`headloss`); any other model gives logits (B, T, V), bare or `.logits`.
     """
     ids, labels, mask = batch  # (B, T) each
     wanted = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts token t+1
@@ -87,7 +96,9 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, rows: Sequence[Row], batch_size: int = 32, precision: str = "auto") -> float:
+def evaluate_loss(
+    model: nn.Module, rows: Sequence[Row], batch_size: int = 32, precision: str = "auto"
+) -> float:
     """Mean cross-entropy per learned token, in nats. Leaves the model in the mode it was in."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row[0]))
@@ -96,7 +107,9 @@ def evaluate_loss(model: nn.Module, rows: Sequence[Row], batch_size: int = 32, p
             loss, tokens = loss_sum(model, tensors(ordered[start : start + batch_size], model))
             total, count = total + loss.item(), count + tokens
     if count == 0:
-        raise MiniloraError("no token of these rows is learned, so there is no loss; give examples with answers")
+        raise MiniloraError(
+            "no token of these rows is learned, so there is no loss; give examples with answers"
+        )
     return total / count
 
 
@@ -108,11 +121,17 @@ def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]
 
 
 def exact_match(
-    model: nn.Module, tokenizer: Tokenizer, examples: Sequence[dict], batch_size: int = 32, progress: bool = False
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    examples: Sequence[dict],
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> tuple[int, int, list[str]]:
-    """Greedy answers beside the expected ones: `(hits, number, answers)`; outer white space does not count.
+    """Greedy answers beside the expected ones: `(hits, number, answers)`; outer white space does
+    not count.
 
-    An answer is broken off a few tokens after the longest expected one of its batch: by then it is wrong anyway.
+    An answer is broken off a few tokens after the longest expected one of its batch: by then it is
+    wrong anyway.
     """
     from tqdm.auto import tqdm
 

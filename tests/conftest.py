@@ -1,4 +1,6 @@
-"""What all tests share: hypothesis without a stopwatch, since other work may run on the same two cores."""
+"""What all tests share: hypothesis without a stopwatch, since other work may run on the same two
+cores.
+"""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,7 +19,9 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A random Llama of 0.1M parameters with a byte-level tokenizer, as a Hugging Face folder. Do not write into it."""
+    """A random Llama of 0.1M parameters with a byte-level tokenizer, as a Hugging Face folder. Do
+    not write into it.
+    """
     import json
 
     import torch
@@ -31,17 +35,38 @@ def tiny_folder(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(["the cat sat on the mat", "who was there", "the dog and the bird"], trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        ["the cat sat on the mat", "who was there", "the dog and the bird"], trainer
+    )
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     config = Config(
-        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.1,
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.1,
     )
     Llama(config).save_pretrained(folder)
     torch.random.set_rng_state(state)
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>", "chat_template": TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    names = {
+        "bos_token": "<|bos|>",
+        "eos_token": "<|eos|>",
+        "pad_token": "<|pad|>",
+        "chat_template": TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    )
     return folder

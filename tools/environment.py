@@ -1,8 +1,10 @@
 """Writes environment.yml, the conda environment, from pyproject.toml.
 
-What it replaces: `pyproject2conda yaml`, whose table in pyproject.toml it reads, so that either can be used.
-How it works: the core dependencies and all extras, in order, each under its conda name if `[tool.pyproject2conda.dependencies]` gives
-one (`skip` with `packages`), or under `pip:` if it says `pip = true`; at the end minilora itself in place.
+What it replaces: `pyproject2conda yaml`, whose table in pyproject.toml it reads, so that either can
+be used.
+How it works: the core dependencies and all extras, in order, each under its conda name if
+`[tool.pyproject2conda.dependencies]` gives one (`skip` with `packages`), or under `pip:` if it says
+`pip = true`; at the end minilora itself in place.
 What it leaves out: environments by extra, markers and platforms.
 Where numerics differ: nowhere.
 """
@@ -24,7 +26,11 @@ def name_of(requirement: str) -> str:
 def requirements(project: dict) -> list[str]:
     """Every requirement of the project and its extras once, in the order of pyproject.toml."""
     extras = project["project"]["optional-dependencies"].values()
-    return list(dict.fromkeys([*project["project"]["dependencies"], *(r for extra in extras for r in extra)]))
+    return list(
+        dict.fromkeys(
+            [*project["project"]["dependencies"], *(r for extra in extras for r in extra)]
+        )
+    )
 
 
 def environment(project: dict) -> str:
@@ -36,10 +42,17 @@ def environment(project: dict) -> str:
         if rule.get("pip"):
             by_pip.append(requirement)
         elif rule.get("skip"):
-            conda.extend([rule["packages"]] if isinstance(rule["packages"], str) else rule["packages"])
+            conda.extend(
+                [rule["packages"]] if isinstance(rule["packages"], str) else rule["packages"]
+            )
         else:
             conda.append(requirement)
-    lines = ["name: minilora", "channels:", *(f"  - {channel}" for channel in table["channels"]), "dependencies:"]
+    lines = [
+        "name: minilora",
+        "channels:",
+        *(f"  - {channel}" for channel in table["channels"]),
+        "dependencies:",
+    ]
     lines += [f"  - {package}" for package in [*conda, "pip"]] + ["  - pip:"]
     lines += [f"      - {package}" for package in [*by_pip, "-e ."]]
     return HEAD + "\n".join(lines) + "\n"

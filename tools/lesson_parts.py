@@ -1,7 +1,8 @@
 """The two cells that every lesson has alike: its badges and its setup cell.
 
-How it works: a markdown cell tagged `badges` and the first code cell, tagged `setup`, are written from here and from the one repository
-address in pyproject.toml. `python -m tools.run_notebooks --parts` rewrites them; the tests compare.
+How it works: a markdown cell tagged `badges` and the first code cell, tagged `setup`, are written
+from here and from the one repository address in pyproject.toml.
+`python -m tools.run_notebooks --parts` rewrites them; the tests compare.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 from .project import repository, tag
 
-SETUP = '''\
+SETUP = """\
 # Setup, the same in every lesson. In a clone of the course it only imports; on Colab and Kaggle it fetches the course first.
 import importlib.util, os, subprocess, sys
 
@@ -31,7 +32,7 @@ import minilora
 from minilora import check
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-print(f"minilora {{minilora.__version__}} is ready")'''
+print(f"minilora {{minilora.__version__}} is ready")"""
 
 
 def setup() -> str:
@@ -60,7 +61,9 @@ def tags(cell: dict) -> list[str]:
 
 
 def refresh(notebook: dict, name: str) -> None:
-    """Put the current badges and setup into `notebook`, in place. Says on stderr if it has no cells for them."""
+    """Put the current badges and setup into `notebook`, in place. Says on stderr if it has no cells
+    for them.
+    """
     for wanted, source in (("badges", badges(name)), ("setup", setup())):
         found = [cell for cell in notebook["cells"] if wanted in tags(cell)]
         for cell in found:

@@ -1,18 +1,19 @@
 """The mixtures: how often each family is drawn, and an endless stream of documents.
 
 What it replaces: a data-loading pipeline with weights.
-How it works: `documents(seed, mixture)` draws a family by its weight and yields (family, document); the held-out
-stream is the same with another seed, and no story comes twice because names, things and events are drawn anew. The
-first stage of the pretraining takes the mixture `first`, the second `second`: most of its questions are answered later
-in the text than what they name (`looking`), since after the first stage those to be answered backwards were guessed.
+How it works: `documents(seed, mixture)` draws a family by its weight and yields (family, document);
+the held-out stream is the same with another seed, and no story comes twice because names, things
+and events are drawn anew. The first stage of the pretraining takes the mixture `first`, the second
+`second`: most of its questions are answered later in the text than what they name (`looking`),
+since after the first stage those to be answered backwards were guessed.
 What it leaves out: a curriculum finer than two stages.
 Where numerics differ: nowhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
-from typing import Iterator
 
 from . import lookups, small, stories
 from .stories import Document
@@ -34,14 +35,31 @@ FAMILIES = {
 # Shares of documents. A document is worth 40 (ordering) to 150 (reading) tokens.
 MIXTURES = {
     "first": {
-        "story": 10, "reading": 34, "retelling": 6, "dictionary": 9, "codes": 7, "record": 8, "sums": 12, "lists": 6,
-        "ordering": 4, "instruction": 16,
+        "story": 10,
+        "reading": 34,
+        "retelling": 6,
+        "dictionary": 9,
+        "codes": 7,
+        "record": 8,
+        "sums": 12,
+        "lists": 6,
+        "ordering": 4,
+        "instruction": 16,
     },
     "second": {
-        "story": 4, "reading": 8, "retelling": 6, "dictionary": 9, "codes": 5, "record": 8, "sums": 22, "lists": 5,
-        "ordering": 3, "instruction": 20, "looking": 34,
+        "story": 4,
+        "reading": 8,
+        "retelling": 6,
+        "dictionary": 9,
+        "codes": 5,
+        "record": 8,
+        "sums": 22,
+        "lists": 5,
+        "ordering": 3,
+        "instruction": 20,
+        "looking": 34,
     },
-}  # fmt: skip
+}
 
 
 def documents(seed: int, mixture: str = "first") -> Iterator[tuple[str, Document]]:

@@ -1,9 +1,11 @@
-"""Made-up words, codes and records: the reader can only answer by finding the right line and copying from it.
+"""Made-up words, codes and records: the reader can only answer by finding the right line and
+copying from it.
 
 What it replaces: dictionaries and tables.
-How it works: entries are drawn afresh for each document and written as prose, as JSON lines, with arrows or as a
-list; the questions go in both directions.
-What it leaves out: words with a settled meaning; the same letters mean something else in the next document.
+How it works: entries are drawn afresh for each document and written as prose, as JSON lines, with
+arrows or as a list; the questions go in both directions.
+What it leaves out: words with a settled meaning; the same letters mean something else in the next
+document.
 Where numerics differ: nowhere.
 """
 
@@ -20,13 +22,21 @@ from .world import one
 def meaning(rng: Random) -> str:
     kind, quality = rng.choice(words.KINDS), rng.choice(words.QUALITIES)
     end = rng.random()
-    tail = f" for {rng.choice(words.PURPOSES)}" if end < 0.5 else f" of the {rng.choice(words.JOBS)}" if end < 0.7 else ""
+    tail = (
+        f" for {rng.choice(words.PURPOSES)}"
+        if end < 0.5
+        else f" of the {rng.choice(words.JOBS)}"
+        if end < 0.7
+        else ""
+    )
     return f"{one(quality)} {kind}{tail}"
 
 
 def dictionary(rng: Random) -> Document:
     """Three to six made-up words with meanings, then questions."""
-    entries = {w: meaning(rng) for w in names.distinct(names.made_up, rng.randint(3, 6), rng, allowed)}
+    entries = {
+        w: meaning(rng) for w in names.distinct(names.made_up, rng.randint(3, 6), rng, allowed)
+    }
     style = rng.randrange(4)
     if style == 0:
         text = " ".join(f'"{w}" means {m}.' for w, m in entries.items())
@@ -79,11 +89,17 @@ sum thing time title tool town tree uses value weather word year
 
 def value(rng: Random) -> str:
     """Anything that can stand in a field."""
-    return rng.choice([
-        lambda: names.person(rng), lambda: names.town(rng), lambda: rng.choice(words.FEELINGS), lambda: str(rng.randint(0, 99)),
-        lambda: f"the {rng.choice(words.LOOKS)} {rng.choice(words.THINGS)}", lambda: rng.choice(words.FOODS),
-        lambda: f"the {rng.choice(words.PLACE_LOOKS)} {rng.choice(words.PLACES)}",
-    ])()  # fmt: skip
+    return rng.choice(
+        [
+            lambda: names.person(rng),
+            lambda: names.town(rng),
+            lambda: rng.choice(words.FEELINGS),
+            lambda: str(rng.randint(0, 99)),
+            lambda: f"the {rng.choice(words.LOOKS)} {rng.choice(words.THINGS)}",
+            lambda: rng.choice(words.FOODS),
+            lambda: f"the {rng.choice(words.PLACE_LOOKS)} {rng.choice(words.PLACES)}",
+        ]
+    )()
 
 
 def record(rng: Random) -> Document:
@@ -110,7 +126,12 @@ def reformat(rng: Random, chosen: dict[str, str]) -> Document:
     lines = "\n".join(f"{k}: {v}" for k, v in chosen.items())
     packed = json.dumps(chosen)
     source, target, ask = rng.choice(
-        [(plain, packed, "As JSON."), (lines, packed, "As JSON."), (packed, plain, "As a line."), (packed, lines, "As a list.")]
+        [
+            (plain, packed, "As JSON."),
+            (lines, packed, "As JSON."),
+            (packed, plain, "As a line."),
+            (packed, lines, "As a list."),
+        ]
     )
     pairs = [(ask, target)]
     key = rng.choice(sorted(chosen))

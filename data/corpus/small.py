@@ -49,8 +49,18 @@ def spoken(rng: Random, left: str) -> str:
     if len(parts) == 3 and rng.random() < 0.6:
         a, sign, b = parts
         forms = {
-            "+": [f"Add {a} and {b}.", f"{a} plus {b}?", f"What is {a} and {b} together?", f"{a}, then {b} more?"],
-            "-": [f"Take {b} from {a}.", f"{a} minus {b}?", f"What is left of {a} without {b}?", f"{a}, then {b} less?"],
+            "+": [
+                f"Add {a} and {b}.",
+                f"{a} plus {b}?",
+                f"What is {a} and {b} together?",
+                f"{a}, then {b} more?",
+            ],
+            "-": [
+                f"Take {b} from {a}.",
+                f"{a} minus {b}?",
+                f"What is left of {a} without {b}?",
+                f"{a}, then {b} less?",
+            ],
             "*": [f"{a} times {b}?", f"Multiply {a} by {b}."],
         }
         return rng.choice(forms[sign])
@@ -61,7 +71,9 @@ def lists(rng: Random) -> Document:
     """A list of words or numbers: count, first, last, before, after, reversed, contained."""
     pool = rng.choice([words.ANIMALS, words.FOODS, words.COLORS, words.JOBS, None])
     size = rng.randint(3, 7)
-    items = names.distinct(names.person, size, rng, allowed) if pool is None else rng.sample(pool, size)
+    items = (
+        names.distinct(names.person, size, rng, allowed) if pool is None else rng.sample(pool, size)
+    )
     i = rng.randrange(size - 1)
     questions = [
         ("How many are there?", str(size)),
@@ -84,14 +96,22 @@ def ordering(rng: Random) -> Document:
     if kind == 0:
         numbers = rng.sample(range(100), rng.randint(3, 6))
         text = ", ".join(map(str, numbers))
-        pairs = [("Smallest first.", ", ".join(map(str, sorted(numbers)))), ("Which is the largest?", str(max(numbers)))]
+        pairs = [
+            ("Smallest first.", ", ".join(map(str, sorted(numbers)))),
+            ("Which is the largest?", str(max(numbers))),
+        ]
         return turns(text, rng.sample(pairs, 2))
     if kind == 1:
         start, step = rng.randint(0, 60), rng.choice((1, 1, 1, 2, 5, 10))
         run = [str(start + step * i) for i in range(rng.randint(5, 9))]
         return [("text", f"Count from {run[0]} in steps of {step}: " + ", ".join(run) + ".")]
     a, b = rng.sample(range(100), 2)
-    return [("user", f"Which is more, {a} or {b}?"), ("assistant", str(max(a, b))), ("user", "And less?"), ("assistant", str(min(a, b)))]
+    return [
+        ("user", f"Which is more, {a} or {b}?"),
+        ("assistant", str(max(a, b))),
+        ("user", "And less?"),
+        ("assistant", str(min(a, b))),
+    ]
 
 
 def sentence(rng: Random) -> str:
@@ -116,12 +136,22 @@ def instruction(rng: Random) -> Document:
         end = last.rsplit(", ", 1)[1]
         return turns(text, [(f'Begin with "{word}!"', first), (f'End with ", {end}"', last)])
     if kind == 4:
-        return turns(text, [("First word?", tokens[0]), ("Last word?", tokens[-1]), ("How many words?", str(len(tokens)))])
+        return turns(
+            text,
+            [
+                ("First word?", tokens[0]),
+                ("Last word?", tokens[-1]),
+                ("How many words?", str(len(tokens))),
+            ],
+        )
     if kind == 5:
         other = sentence(rng)
         return turns(f"A: {text}\nB: {other}", [("What is A?", text), ("What is B?", other)])
     a, b = thing(rng), place(rng)
-    return [("user", f"Make a question from {a} and {b}."), ("assistant", f"Where is {a}, and how far is {b}?")]
+    return [
+        ("user", f"Make a question from {a} and {b}."),
+        ("assistant", f"Where is {a}, and how far is {b}?"),
+    ]
 
 
 SAILOR = "th' an' o' ye yer me be aye matey arr".split()
@@ -132,8 +162,23 @@ def replacing(rng: Random, text: str) -> Document:
     tokens = text.rstrip(".").split()
     lower = sorted({t.strip(",") for t in tokens if t.strip(",").islower()})
     old = rng.sample(lower, min(len(lower), rng.choice((1, 1, 2))))
-    new = [rng.choice([rng.choice(words.LOOKS), rng.choice(words.ANIMALS), names.made_up(rng), rng.choice(SAILOR)]) for _ in old]
+    new = [
+        rng.choice(
+            [
+                rng.choice(words.LOOKS),
+                rng.choice(words.ANIMALS),
+                names.made_up(rng),
+                rng.choice(SAILOR),
+            ]
+        )
+        for _ in old
+    ]
     swap = dict(zip(old, new))
-    out = " ".join(swap.get(t.strip(","), t.strip(",")) + ("," if t.endswith(",") else "") for t in tokens) + "."
+    out = (
+        " ".join(
+            swap.get(t.strip(","), t.strip(",")) + ("," if t.endswith(",") else "") for t in tokens
+        )
+        + "."
+    )
     ask = " and ".join(f'"{n}" for "{o}"' for o, n in swap.items())
     return [("user", f"{text}\nWrite {ask}."), ("assistant", out)]

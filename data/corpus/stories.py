@@ -1,8 +1,9 @@
 """Stories, and stories with questions about them.
 
 What it replaces: a corpus of short stories.
-How it works: a `World` supplies the facts; openings, weather, talk and small thoughts are strewn between them, and
-an ending closes a plain story. Questions stand after the story as turns of a conversation.
+How it works: a `World` supplies the facts; openings, weather, talk and small thoughts are strewn
+between them, and an ending closes a plain story. Questions stand after the story as turns of a
+conversation.
 What it leaves out: long-range plots; a story is a string of events of the same people.
 Where numerics differ: nowhere.
 """
@@ -24,13 +25,18 @@ def allowed(word: str) -> bool:
 
 
 def sailor(rng: Random) -> str:
-    """A sentence as old sailors speak. They turn up in stories; nobody retells anything in this voice."""
+    """A sentence as old sailors speak. They turn up in stories; nobody retells anything in this
+    voice.
+    """
     forms = [
-        f"Arr, matey, ye be late for th' {rng.choice(words.FOODS)} an' th' {rng.choice(words.FOODS)}!",
-        f"Aye, th' {rng.choice(words.LOOKS)} {rng.choice(words.THINGS)} be under th' {rng.choice(words.PLACES)}!",
+        f"Arr, matey, ye be late for th' {rng.choice(words.FOODS)} an' th' "
+        f"{rng.choice(words.FOODS)}!",
+        f"Aye, th' {rng.choice(words.LOOKS)} {rng.choice(words.THINGS)} be under th' "
+        f"{rng.choice(words.PLACES)}!",
         f"Arr! Where be me {rng.choice(words.LOOKS)} {rng.choice(words.THINGS)}, matey?",
         f"Ye took me bag o' {rng.choice(words.FOODS)}, arr!",
-        f"Th' {rng.choice(words.ANIMALS)} an' th' {rng.choice(words.ANIMALS)} be friends o' yer {rng.choice(words.RELATIONS)}, aye!",
+        f"Th' {rng.choice(words.ANIMALS)} an' th' {rng.choice(words.ANIMALS)} be friends o' "
+        f"yer {rng.choice(words.RELATIONS)}, aye!",
         f"Arr! There be {rng.choice(words.WEATHER)} at th' {rng.choice(words.PLACES)}, matey!",
         f"Give me th' {rng.choice(words.THINGS)} o' th' {rng.choice(words.JOBS)}, matey!",
     ]
@@ -65,7 +71,8 @@ def ending(rng: Random, who: str, other: str) -> str:
         f"In the end {who} was {rng.choice(words.FEELINGS)}.",
         f"After that, {other} never saw {who} again.",
         f"From then on, {who} and {other} were friends.",
-        f"They had {rng.choice(words.FOODS)} and {rng.choice(words.FOODS)}, and everyone was {rng.choice(words.FEELINGS)}.",
+        f"They had {rng.choice(words.FOODS)} and {rng.choice(words.FOODS)}, and everyone was "
+        f"{rng.choice(words.FEELINGS)}.",
         f"{who} said goodbye to {other} and slept until noon.",
     ]
     return rng.choice(forms)
@@ -85,7 +92,11 @@ def story(rng: Random) -> Document:
     """A plain story with an opening, a title at times, and an ending."""
     world = World.draw(rng, rng.choice((2, 2, 3)), allowed).play(rng.randint(4, 9))
     who, other = world.people[:2]
-    opening = f"{rng.choice(words.OPENINGS)}, {who} and {other} lived in {town(rng)}. " if rng.random() < 0.6 else ""
+    opening = (
+        f"{rng.choice(words.OPENINGS)}, {who} and {other} lived in {town(rng)}. "
+        if rng.random() < 0.6
+        else ""
+    )
     title = f"{capital(world.things[0])}\n" if rng.random() < 0.2 else ""
     return [("text", f"{title}{opening}{tell(rng, world, 0.4)} {ending(rng, who, other)}")]
 
@@ -102,7 +113,13 @@ def reading(rng: Random) -> Document:
     first = rng.random()
     for i, (question, answer) in enumerate(pairs):
         if i == 0:
-            question = f"{text}\n{question}" if first < 0.6 else f"{question}\n{text}" if first < 0.8 else f"{text} {question}"
+            question = (
+                f"{text}\n{question}"
+                if first < 0.6
+                else f"{question}\n{text}"
+                if first < 0.8
+                else f"{text} {question}"
+            )
         document += [("user", question), ("assistant", answer)]
     return document
 
@@ -128,11 +145,28 @@ def retelling(rng: Random) -> Document:
     document: Document = []
     for fact in rng.sample(world.facts, 2):
         key = fact.sentence.split()[-1].rstrip(".")
-        if sum(f.sentence.split()[-1].rstrip(".") == key for f in world.facts) > 1 or key in document:
+        if (
+            sum(f.sentence.split()[-1].rstrip(".") == key for f in world.facts) > 1
+            or key in document
+        ):
             continue
         question = f"Which sentence ends with {key}?"
-        document += [("user", f"{text}\n{question}" if not document else question), ("assistant", fact.sentence)]
+        document += [
+            ("user", f"{text}\n{question}" if not document else question),
+            ("assistant", fact.sentence),
+        ]
     return document or story(rng)
 
 
-__all__ = ["Document", "aside", "ending", "looking", "person", "reading", "retelling", "sailor", "story", "tell"]
+__all__ = [
+    "Document",
+    "aside",
+    "ending",
+    "looking",
+    "person",
+    "reading",
+    "retelling",
+    "sailor",
+    "story",
+    "tell",
+]

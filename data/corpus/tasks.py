@@ -1,10 +1,13 @@
-"""The four fine-tuning tasks: `python -m corpus.tasks` (from `data/`) writes `tasks/NAME/{train,valid,test}.jsonl`.
+"""The four fine-tuning tasks: `python -m corpus.tasks` (from `data/`) writes
+`tasks/NAME/{train,valid,test}.jsonl`.
 
 What it replaces: downloaded instruction data.
-How it works: each task draws an example from the same small world as the pretraining text, but asks for something
-which that text never asks. Names, towns and things are drawn by `names.part`, so no person, town or thing of `test`
-stands in `train`, and none of them takes part in a story of the pretraining text.
-What it leaves out: answers that need taste; every answer follows from a rule and is scored by equality.
+How it works: each task draws an example from the same small world as the pretraining text, but asks
+for something which that text never asks. Names, towns and things are drawn by `names.part`, so no
+person, town or thing of `test` stands in `train`, and none of them takes part in a story of the
+pretraining text.
+What it leaves out: answers that need taste; every answer follows from a rule and is scored by
+equality.
 Where numerics differ: nowhere; the same seed gives the same bytes.
 """
 
@@ -12,9 +15,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Callable
 
 from . import names, stories, words
 from .world import Fact, World
@@ -24,8 +27,9 @@ SIZES = {"train": 2000, "valid": 200, "test": 200}
 
 
 def extract(rng: Random, allow: Allow) -> tuple[str, str]:
-    """A story about one person, named first, who finds something; others do other things elsewhere → who it is about,
-    what they found and where, as JSON."""
+    """A story about one person, named first, who finds something; others do other things elsewhere
+    → who it is about, what they found and where, as JSON.
+    """
     size = rng.choice((2, 3))
     world = World.draw(rng, size, allow)
     who, what, where = world.people[0], world.things[0], world.places[0]
@@ -39,7 +43,10 @@ def extract(rng: Random, allow: Allow) -> tuple[str, str]:
         ]
     )
     verbs = [verb for verb in words.DEEDS if verb[0] != "find"]
-    events = [world.deed(*trio, rng.choice(verbs)) for trio in zip(world.people[1:], world.things[1:], world.places[1:])]
+    events = [
+        world.deed(*trio, rng.choice(verbs))
+        for trio in zip(world.people[1:], world.things[1:], world.places[1:])
+    ]
     events += [Fact(found), world.trait(rng.choice(world.people))]
     rng.shuffle(events)
     world.facts = [world.trait(who), *events]
@@ -79,7 +86,10 @@ MOODS = {
 def mood(rng: Random, allow: Allow) -> tuple[str, str]:
     """A story whose last sentence shows how it ends → happy, sad, angry or scared."""
     world = World.draw(rng, 2, allow)
-    events = [world.deed(who, what, where) for who, what, where in zip(world.people, world.things, world.places)]
+    events = [
+        world.deed(who, what, where)
+        for who, what, where in zip(world.people, world.things, world.places)
+    ]
     rng.shuffle(events)
     feeling = rng.choice(sorted(MOODS))
     who, other = rng.sample(world.people, 2)
@@ -88,7 +98,16 @@ def mood(rng: Random, allow: Allow) -> tuple[str, str]:
     return f"How does it end?\n{stories.tell(rng, world, 0.1)}", feeling
 
 
-PIRATE = {"the": "th'", "The": "Th'", "and": "an'", "of": "o'", "was": "be", "my": "me", "you": "ye", "your": "yer"}
+PIRATE = {
+    "the": "th'",
+    "The": "Th'",
+    "and": "an'",
+    "of": "o'",
+    "was": "be",
+    "my": "me",
+    "you": "ye",
+    "your": "yer",
+}
 
 
 def as_pirate(sentence: str) -> str:
@@ -112,7 +131,8 @@ def sums(rng: Random, allow: Allow) -> tuple[str, str]:
     more = [
         f"{who} has {a} {what} and finds {b} more. How many {what} does {who} have now?",
         f"{who} has {a} {what}. {other} brings {b} more. How many {what} are there?",
-        f"There are {a} {what} on the table and {b} {what} on the floor. How many {what} are there together?",
+        f"There are {a} {what} on the table and {b} {what} on the floor. How many {what} are "
+        "there together?",
         f"{who} sold {a} {what} yesterday and {b} today. How many {what} did {who} sell?",
     ]
     a_, b_ = a + b, b
@@ -151,7 +171,9 @@ def write(folder: Path) -> None:
         (folder / task).mkdir(parents=True, exist_ok=True)
         for split, count in SIZES.items():
             lines = [json.dumps(e, ensure_ascii=False) + "\n" for e in examples(task, split, count)]
-            (folder / task / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+            (folder / task / f"{split}.jsonl").write_text(
+                "".join(lines), encoding="utf-8", newline="\n"
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The tokenizer of the shipped base: byte-level BPE, trained on this corpus.
 
 What it replaces: a downloaded vocabulary.
-How it works: text is cut into pieces (a lower-case word with the space before it, a capitalised word alone, one
-digit, one sign), bytes are merged inside a piece only. A capitalised word never takes the space with it, so a name is
-the same tokens after a space, after a quote and at the start of an answer: copying it is copying.
+How it works: text is cut into pieces (a lower-case word with the space before it, a capitalised
+word alone, one digit, one sign), bytes are merged inside a piece only. A capitalised word never
+takes the space with it, so a name is the same tokens after a space, after a quote and at the start
+of an answer: copying it is copying.
 What it leaves out: other scripts get no merges; their bytes still go through.
 Where numerics differ: nowhere.
 """
@@ -21,7 +22,8 @@ SPECIAL = ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
 PIECES = r" ?[a-z]+'?|[A-Z][a-z]*|\d|\n| ?[^\sA-Za-z\d]+|\s"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ "
+    "message['content'] }}{{ eos_token }}{% endgeneration %}"
     "{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -45,7 +47,10 @@ def train_tokenizer(size: int, count: int = 30_000, seed: int = 7):
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     texts = (plain(document) for _, document in islice(documents(seed), count))
     tokenizer.train_from_iterator(texts, trainer)
@@ -67,13 +72,17 @@ def save_tokenizer(tokenizer, folder: Path, length: int) -> None:
         "padding_side": "left",
         "chat_template": CHAT_TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 def encode(tokenizer, document: Document) -> tuple[list[int], list[bool]]:
-    """Token ids of one document and, for each, whether it belongs to an answer (its end-of-turn token included).
+    """Token ids of one document and, for each, whether it belongs to an answer (its end-of-turn
+    token included).
 
-    `<|bos|> text <|eos|>` for plain text, `<|bos|><|user|>…<|assistant|>…<|eos|><|user|>…` for a conversation.
+    `<|bos|> text <|eos|>` for plain text, `<|bos|><|user|>…<|assistant|>…<|eos|><|user|>…` for a
+    conversation.
     """
     _, bos, eos, user, assistant = range(5)
     ids, answer = [bos], [False]

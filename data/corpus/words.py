@@ -2,7 +2,8 @@
 
 What it replaces: a lexicon from elsewhere.
 How it works: plain strings split at white space; a line of `a/b/c` holds the forms of one verb.
-What it leaves out: words whose plural or past needs a rule of its own; every form that is used is written out.
+What it leaves out: words whose plural or past needs a rule of its own; every form that is used is
+written out.
 Where numerics differ: nowhere.
 """
 
@@ -88,8 +89,14 @@ queen ranger sailor scholar scout sculptor shepherd singer smith soldier spy stu
 trader vet waiter weaver wizard writer
 """.split()
 
-RELATIONS = "aunt brother cousin daughter father friend grandfather grandmother mother neighbor nephew niece sister son twin uncle".split()
-FEELINGS = "happy sad angry scared proud tired calm bored lonely curious worried surprised jealous grateful".split()
+RELATIONS = (
+    "aunt brother cousin daughter father friend grandfather grandmother mother neighbor nephew "
+    "niece sister son twin uncle"
+).split()
+FEELINGS = (
+    "happy sad angry scared proud tired calm bored lonely curious worried surprised jealous "
+    "grateful"
+).split()
 COLORS = "red blue green yellow black white brown purple pink orange gray golden silver".split()
 FOODS = """
 apples bananas beans beets berries biscuits bread butter cabbage cakes carrots cheese cherries corn dates eggs figs
@@ -104,10 +111,38 @@ TIMES = """
 yesterday today again later soon afterwards suddenly finally meanwhile then
 """.split()
 MOMENTS = [
-    "in the morning", "in the evening", "at noon", "at night", "after lunch", "before breakfast", "at sunrise",
-    "at sunset", "on Monday", "on Tuesday", "on Wednesday", "on Thursday", "on Friday", "on Saturday", "on Sunday",
-    "in January", "in March", "in April", "in May", "in June", "in July", "in August", "in October", "in December",
-    "last winter", "last spring", "last summer", "last autumn", "one day", "long ago", "a year ago", "last week",
+    "in the morning",
+    "in the evening",
+    "at noon",
+    "at night",
+    "after lunch",
+    "before breakfast",
+    "at sunrise",
+    "at sunset",
+    "on Monday",
+    "on Tuesday",
+    "on Wednesday",
+    "on Thursday",
+    "on Friday",
+    "on Saturday",
+    "on Sunday",
+    "in January",
+    "in March",
+    "in April",
+    "in May",
+    "in June",
+    "in July",
+    "in August",
+    "in October",
+    "in December",
+    "last winter",
+    "last spring",
+    "last summer",
+    "last autumn",
+    "one day",
+    "long ago",
+    "a year ago",
+    "last week",
 ]
 NEAR = "at in near behind beside inside under outside by".split()
 
@@ -128,15 +163,28 @@ QUALITIES = """
 round flat sour sweet bitter loud quiet warm cold hard soft heavy light rare common bright dark quick slow tiny huge
 sticky smooth rough thin thick wet dry old new blue red green yellow salty spicy shy brave noisy gentle hollow sharp
 """.split()
-PURPOSES = """
+PURPOSES = (
+    """
 cutting wood|catching fish|baking bread|keeping warm|making music|crossing rivers|drying clothes|carrying water|
 scaring birds|telling the time|mixing paint|grinding corn|mending nets|climbing trees|finding gold|feeding goats|
 cleaning floors|sharpening knives|holding candles|calling sheep|measuring rain|storing apples|weaving cloth|
 digging holes|lighting fires|painting walls|writing letters|polishing shoes|hiding coins|guarding doors|
 growing beans|sailing at night|watching stars|cooling soup|rolling dough|pulling carts|tying boats|cracking nuts
-""".replace("\n", "").strip().split("|")
+""".replace("\n", "")
+    .strip()
+    .split("|")
+)
 
 OPENINGS = [
-    "Once upon a time", "Long ago", "One morning", "One evening", "It was a quiet day", "Many years ago",
-    "On a cold night", "At the end of summer", "On the first day of spring", "Not so long ago", "One rainy day",
+    "Once upon a time",
+    "Long ago",
+    "One morning",
+    "One evening",
+    "It was a quiet day",
+    "Many years ago",
+    "On a cold night",
+    "At the end of summer",
+    "On the first day of spring",
+    "Not so long ago",
+    "One rainy day",
 ]

@@ -1,17 +1,19 @@
-"""A tiny world per story: who did what to which thing, where and when, and every question that has one answer.
+"""A tiny world per story: who did what to which thing, where and when, and every question that has
+one answer.
 
 What it replaces: annotated reading-comprehension data.
-How it works: `World.draw` picks people, things and places, `World.play` makes facts from them. A fact knows its
-sentence forms and its questions. `questions` keeps only those that no other fact of the story answers differently.
+How it works: `World.draw` picks people, things and places, `World.play` makes facts from them. A
+fact knows its sentence forms and its questions. `questions` keeps only those that no other fact of
+the story answers differently.
 What it leaves out: inference over several facts, apart from "who was where last".
 Where numerics differ: nowhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Callable
 
 from . import names, words
 
@@ -63,14 +65,27 @@ def deed_sentence(rng: Random, who: str, past: str, what: str, where: str, when:
     ]
     text = rng.choice(forms)
     if when:
-        text = f"{when}, {text}" if rng.random() < 0.5 and not text[0].isupper() or text.startswith(who) and rng.random() < 0.5 else f"{text} {when}"
+        text = (
+            f"{when}, {text}"
+            if rng.random() < 0.5
+            and not text[0].isupper()
+            or text.startswith(who)
+            and rng.random() < 0.5
+            else f"{text} {when}"
+        )
     return capital(text) + "."
 
 
 PARTICIPLES = {
-    "stole": "stolen", "broke": "broken", "drew": "drawn", "threw": "thrown", "shook": "shaken", "chose": "chosen",
-    "hid": "hidden", "forgot": "forgotten",
-}  # fmt: skip
+    "stole": "stolen",
+    "broke": "broken",
+    "drew": "drawn",
+    "threw": "thrown",
+    "shook": "shaken",
+    "chose": "chosen",
+    "hid": "hidden",
+    "forgot": "forgotten",
+}
 
 
 def passive_too(rng: Random, who: str, past: str, what: str, where: str, when: str = "") -> str:
@@ -89,11 +104,17 @@ def passive_too(rng: Random, who: str, past: str, what: str, where: str, when: s
 
 
 def answered_later(sentence: str, question: str, answer: str) -> bool:
-    """True if something that the question names comes before the answer in the sentence: the reader finds the name and
-    reads on. The other way round (from "found the hat" back to who) is what a model of this size does not learn."""
+    """True if something that the question names comes before the answer in the sentence: the reader
+    finds the name and reads on. The other way round (from "found the hat" back to who) is what a
+    model of this size does not learn.
+    """
     text = sentence.lower()
     end = text.find(answer.lower())
-    named = [w for w in question.rstrip("?").split()[1:] if w.lower() not in ("did", "was", "the", "to", "of", "a", "an", "at", "go")]
+    named = [
+        w
+        for w in question.rstrip("?").split()[1:]
+        if w.lower() not in ("did", "was", "the", "to", "of", "a", "an", "at", "go")
+    ]
     return end > 0 and any(0 <= text.find(word.lower()) < end for word in named)
 
 
@@ -107,8 +128,12 @@ class World:
         self.facts: list[Fact] = []
 
     @classmethod
-    def draw(cls, rng: Random, size: int, allow: Callable[[str], bool] = lambda word: True) -> "World":
-        """`size` people, things and places each, all different; `allow` restricts the words (see names.part)."""
+    def draw(
+        cls, rng: Random, size: int, allow: Callable[[str], bool] = lambda word: True
+    ) -> World:
+        """`size` people, things and places each, all different; `allow` restricts the words (see
+        names.part).
+        """
         return cls(
             rng,
             names.distinct(names.person, size, rng, allow),
@@ -116,7 +141,8 @@ class World:
             names.distinct(place, size, rng, allow),
         )
 
-    # --- kinds of facts -------------------------------------------------------------------------------------------
+    # --- kinds of facts
+    # -------------------------------------------------------------------------------------------
 
     def deed(self, who: str, what: str, where: str, verb: Pair | None = None) -> Fact:
         base, past = verb or self.rng.choice(words.DEEDS)
@@ -139,7 +165,15 @@ class World:
         return Fact(sentence, pairs, (f"Did {who} {base} {what}?", what))
 
     def gift(self, who: str, whom: str, what: str) -> Fact:
-        past, base = self.rng.choice([("gave", "give"), ("sent", "send"), ("lent", "lend"), ("showed", "show"), ("brought", "bring")])
+        past, base = self.rng.choice(
+            [
+                ("gave", "give"),
+                ("sent", "send"),
+                ("lent", "lend"),
+                ("showed", "show"),
+                ("brought", "bring"),
+            ]
+        )
         pairs = [
             (f"Who {past} {what} to {whom}?", who),
             (f"What did {who} {base} to {whom}?", what),
@@ -148,51 +182,101 @@ class World:
         return Fact(f"{who} {past} {what} to {whom}.", pairs)
 
     def walk(self, who: str, where: str) -> Fact:
-        how = self.rng.choice(["went", "walked", "ran", "rode", "hurried", "drove", "came", "moved", "returned"])
-        return Fact(f"{who} {how} to {where}.", [(f"Where did {who} go?", where), (f"Who went to {where}?", who), (f"Who was at {where}?", who)])
+        how = self.rng.choice(
+            ["went", "walked", "ran", "rode", "hurried", "drove", "came", "moved", "returned"]
+        )
+        return Fact(
+            f"{who} {how} to {where}.",
+            [
+                (f"Where did {who} go?", where),
+                (f"Who went to {where}?", who),
+                (f"Who was at {where}?", who),
+            ],
+        )
 
     def trait(self, who: str) -> Fact:
         rng = self.rng
         kind = rng.randrange(6)
         if kind == 0:
             job = rng.choice(words.JOBS)
-            return Fact(f"{who} was {one(job)}.", [(f"What was {who}?", one(job)), (f"Who was {one(job)}?", who)])
+            return Fact(
+                f"{who} was {one(job)}.",
+                [(f"What was {who}?", one(job)), (f"Who was {one(job)}?", who)],
+            )
         if kind == 1:
-            food, verb = rng.choice(words.FOODS), rng.choice(["liked", "hated", "cooked", "sold", "wanted", "ate"])
-            base = {"liked": "like", "hated": "hate", "cooked": "cook", "sold": "sell", "wanted": "want", "ate": "eat"}[verb]
-            return Fact(f"{who} {verb} {food}.", [(f"What did {who} {base}?", food), (f"Who {verb} {food}?", who)])
+            food, verb = (
+                rng.choice(words.FOODS),
+                rng.choice(["liked", "hated", "cooked", "sold", "wanted", "ate"]),
+            )
+            base = {
+                "liked": "like",
+                "hated": "hate",
+                "cooked": "cook",
+                "sold": "sell",
+                "wanted": "want",
+                "ate": "eat",
+            }[verb]
+            return Fact(
+                f"{who} {verb} {food}.",
+                [(f"What did {who} {base}?", food), (f"Who {verb} {food}?", who)],
+            )
         if kind == 2:
             animal, name = rng.choice(words.ANIMALS), names.person(rng)
             return Fact(
                 f"{who} had {one(animal)} called {name}.",
-                [(f"What was the {animal} called?", name), (f"Who had {one(animal)}?", who), (f"Who was {name}?", f"the {animal} of {who}")],
+                [
+                    (f"What was the {animal} called?", name),
+                    (f"Who had {one(animal)}?", who),
+                    (f"Who was {name}?", f"the {animal} of {who}"),
+                ],
             )
         if kind == 3:
             feeling = rng.choice(words.FEELINGS)
-            return Fact(f"{who} {rng.choice(['felt', 'was', 'looked'])} {feeling}.", [(f"How did {who} feel?", feeling), (f"Who felt {feeling}?", who)])
+            return Fact(
+                f"{who} {rng.choice(['felt', 'was', 'looked'])} {feeling}.",
+                [(f"How did {who} feel?", feeling), (f"Who felt {feeling}?", who)],
+            )
         if kind == 4:
             count, items = rng.randint(2, 60), rng.choice(words.COUNTED)
             verb = rng.choice(["had", "saw", "counted", "bought", "made"])
-            return Fact(f"{who} {verb} {count} {items}.", [(f"How many {items}?", str(count)), (f"Who {verb} {count} {items}?", who)])
-        other, relation = rng.choice([p for p in self.people if p != who] or [names.person(rng)]), rng.choice(words.RELATIONS)
-        return Fact(f"{who} was the {relation} of {other}.", [(f"Who was the {relation} of {other}?", who)])
+            return Fact(
+                f"{who} {verb} {count} {items}.",
+                [(f"How many {items}?", str(count)), (f"Who {verb} {count} {items}?", who)],
+            )
+        other, relation = (
+            rng.choice([p for p in self.people if p != who] or [names.person(rng)]),
+            rng.choice(words.RELATIONS),
+        )
+        return Fact(
+            f"{who} was the {relation} of {other}.", [(f"Who was the {relation} of {other}?", who)]
+        )
 
     def look(self, what: str) -> Fact:
         quality = self.rng.choice(words.QUALITIES)
-        return Fact(f"{capital(what)} was {quality}.", [(f"How was {what}?", quality), (f"What was {quality}?", what)])
+        return Fact(
+            f"{capital(what)} was {quality}.",
+            [(f"How was {what}?", quality), (f"What was {quality}?", what)],
+        )
 
-    # --- a story's worth of them ----------------------------------------------------------------------------------
+    # --- a story's worth of them
+    # ----------------------------------------------------------------------------------
 
-    def play(self, events: int) -> "World":
-        """Fill `facts` with `events` facts; the first ones use every person, thing and place once."""
+    def play(self, events: int) -> World:
+        """Fill `facts` with `events` facts; the first ones use every person, thing and place
+        once.
+        """
         rng = self.rng
         for i in range(events):
-            who, what, where = (pool[i % len(pool)] for pool in (self.people, self.things, self.places))
+            who, what, where = (
+                pool[i % len(pool)] for pool in (self.people, self.things, self.places)
+            )
             kind = rng.random()
             if i < len(self.people) and kind < 0.8:
                 fact = self.deed(who, what, where)
             elif kind < 0.3:
-                fact = self.deed(rng.choice(self.people), rng.choice(self.things), rng.choice(self.places))
+                fact = self.deed(
+                    rng.choice(self.people), rng.choice(self.things), rng.choice(self.places)
+                )
             elif kind < 0.5 and len(self.people) > 1:
                 fact = self.gift(*rng.sample(self.people, 2), rng.choice(self.things))
             elif kind < 0.65:
@@ -205,8 +289,9 @@ class World:
         return self
 
     def questions(self, later: bool = False) -> list[Pair]:
-        """All pairs whose question has one answer in this story, in random order; with `later` only those that are
-        answered later in their sentence than what they name."""
+        """All pairs whose question has one answer in this story, in random order; with `later` only
+        those that are answered later in their sentence than what they name.
+        """
         answers: dict[str, set[str]] = {}
         for fact in self.facts:
             for question, answer in fact.questions:

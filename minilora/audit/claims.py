@@ -1,9 +1,11 @@
 """The claims of the course, and the verdicts that its lessons reached, read from their outputs.
 
 What it replaces: a table kept by hand, which is wrong as soon as a lesson changes.
-How it works: `CLAIMS` names each claim and the lessons that run it. A cell with the tag `claim-C27` prints a line `C27, …: holds …`;
-`gather` reads these lines from the executed notebooks. A lesson that is not written, or does not run the claim yet, is "to come", so the
-table fills itself as lessons land. Verdicts of the lesson that is running come from `Verdicts`, for its file still holds the old ones.
+How it works: `CLAIMS` names each claim and the lessons that run it. A cell with the tag `claim-C27`
+prints a line `C27, …: holds …`; `gather` reads these lines from the executed notebooks. A lesson
+that is not written, or does not run the claim yet, is "to come", so the table fills itself as
+lessons land. Verdicts of the lesson that is running come from `Verdicts`, for its file still holds
+the old ones.
 What it leaves out: judging. A verdict is the lesson's, with its reasons; here it is only read.
 Where numerics differ: nowhere.
 """
@@ -24,7 +26,9 @@ LINE = re.compile(r"^\s*(C\d\d)\b.*?:\s*((?:does not hold|holds|rounds)\b.*)$")
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that is widely told: its id, what it says in a few words, and the lessons that run it, as two digits each."""
+    """A claim that is widely told: its id, what it says in a few words, and the lessons that run
+    it, as two digits each.
+    """
 
     id: str
     says: str
@@ -92,31 +96,49 @@ C48 | 08 | there are adapter methods beyond LoRA, and for sequence-to-sequence m
 
 
 class Verdicts:
-    """The verdicts of the lesson that is running: says each in the form that `gather` reads, and remembers it."""
+    """The verdicts of the lesson that is running: says each in the form that `gather` reads, and
+    remembers it.
+    """
 
     def __init__(self, lesson: str):
         self.lesson, self.said = lesson, {}
 
     def say(self, identity: str, words: str, verdict: str) -> None:
-        """Print `C11, words: verdict` and keep it. Raises MiniloraError for a claim of another lesson or a verdict of another form."""
+        """Print `C11, words: verdict` and keep it. Raises MiniloraError for a claim of another
+        lesson or a verdict of another form.
+        """
         if identity not in CLAIMS or self.lesson not in CLAIMS[identity].lessons:
             raise MiniloraError(f"{identity} is no claim of lesson {self.lesson}")
         if not verdict.startswith(KINDS):
-            raise MiniloraError(f"the verdict on {identity} begins with {verdict.split(' ')[0]!r}; begin with one of: {', '.join(KINDS)}")
+            raise MiniloraError(
+                f"the verdict on {identity} begins with {verdict.split(' ')[0]!r}; begin with "
+                f"one of: {', '.join(KINDS)}"
+            )
         self.said.setdefault(identity, []).append(verdict)
         print(f"{identity}, {words}: {verdict}")
 
 
 def read_lesson(path: Path) -> dict[str, list[str]]:
-    """Claim → its verdicts, from the outputs of the cells that carry the claim's tag. An empty list: run, but without such a line."""
+    """Claim → its verdicts, from the outputs of the cells that carry the claim's tag. An empty
+    list: run, but without such a line.
+    """
     found: dict[str, list[str]] = {}
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    for cell in (cell for cell in cells if cell.get("execution_count")):  # what was not run has no verdict
+    # what was not run has no verdict
+    for cell in (cell for cell in cells if cell.get("execution_count")):
         for tag in cell["metadata"].get("tags", []):
             if claim := re.fullmatch(r"claim-(C\d\d)", tag):
                 said = found.setdefault(claim[1], [])
-                lines = (line for output in cell.get("outputs", []) for line in _text(output).splitlines())
-                said += [match[2].strip().rstrip(";,") for line in lines if (match := LINE.match(line)) and match[1] == claim[1]]
+                lines = (
+                    line
+                    for output in cell.get("outputs", [])
+                    for line in _text(output).splitlines()
+                )
+                said += [
+                    match[2].strip().rstrip(";,")
+                    for line in lines
+                    if (match := LINE.match(line)) and match[1] == claim[1]
+                ]
     return found
 
 
@@ -126,11 +148,18 @@ def _text(output: dict) -> str:
 
 
 def gather(folder: Path, here: Verdicts | None = None) -> dict[str, dict[str, list[str] | None]]:
-    """Claim → lesson → its verdicts, None if the lesson is still to come; lessons are `NN-….ipynb` in `folder`."""
-    lessons = {path.name[:2]: read_lesson(path) for path in sorted(Path(folder).glob("[0-9][0-9]-*.ipynb"))}
+    """Claim → lesson → its verdicts, None if the lesson is still to come; lessons are `NN-….ipynb`
+    in `folder`.
+    """
+    lessons = {
+        path.name[:2]: read_lesson(path) for path in sorted(Path(folder).glob("[0-9][0-9]-*.ipynb"))
+    }
     if here is not None:
         lessons[here.lesson] = here.said
-    return {claim.id: {lesson: lessons.get(lesson, {}).get(claim.id) for lesson in claim.lessons} for claim in CLAIMS.values()}
+    return {
+        claim.id: {lesson: lessons.get(lesson, {}).get(claim.id) for lesson in claim.lessons}
+        for claim in CLAIMS.values()
+    }
 
 
 def kind(verdict: str) -> str:
@@ -146,8 +175,27 @@ def _told(lesson: str, verdicts: list[str] | None) -> str:
 
 def table(verdicts: dict[str, dict[str, list[str] | None]]) -> Table:
     """All claims with what the lessons found, and below how many have a verdict."""
-    rows = [[claim.id, claim.says, " · ".join(_told(lesson, said) for lesson, said in verdicts[claim.id].items())] for claim in CLAIMS.values()]
-    judged = [[verdict for said in verdicts[claim].values() for verdict in said or []] for claim in verdicts]
+    rows = [
+        [
+            claim.id,
+            claim.says,
+            " · ".join(_told(lesson, said) for lesson, said in verdicts[claim.id].items()),
+        ]
+        for claim in CLAIMS.values()
+    ]
+    judged = [
+        [verdict for said in verdicts[claim].values() for verdict in said or []]
+        for claim in verdicts
+    ]
     latest = [kind(found[-1]) for found in judged if found]
-    counts = ", ".join(f"{latest.count(name)} {name}" for name in ("holds", "holds if", "rounds", "does not hold") if name in latest)
-    return Table(["claim", "what is said", "verdict"], rows, f"{len(latest)} of {len(rows)} claims have a verdict ({counts}); a claim with several counts by its last.")
+    counts = ", ".join(
+        f"{latest.count(name)} {name}"
+        for name in ("holds", "holds if", "rounds", "does not hold")
+        if name in latest
+    )
+    return Table(
+        ["claim", "what is said", "verdict"],
+        rows,
+        f"{len(latest)} of {len(rows)} claims have a verdict ({counts}); a claim with several "
+        "counts by its last.",
+    )

@@ -1,13 +1,17 @@
-"""The memory ladder: one training step of the shipped base, with one saving more on each rung, measured and on paper.
+"""The memory ladder: one training step of the shipped base, with one saving more on each rung,
+measured and on paper.
 
 What it replaces: a table of savings that nobody measured together.
-How it works: `RUNGS` names each rung by the settings of `estimate`. `student` makes the shipped base ready on a rung, `measured` lets it take
-two real steps under the ledger and keeps the peak, what it was made of, and the most that each kind of memory ever took; `on_paper` asks the
-closed forms for the same rung, of this model or of any other; `pace` times a step. "frozen" trains nothing: its forward pass alone is measured, and on paper it is
-its weights alone; it is the floor that LoRA starts from.
+How it works: `RUNGS` names each rung by the settings of `estimate`. `student` makes the shipped
+base ready on a rung, `measured` lets it take two real steps under the ledger and keeps the peak,
+what it was made of, and the most that each kind of memory ever took; `on_paper` asks the closed
+forms for the same rung, of this model or of any other; `pace` times a step. "frozen" trains
+nothing: its forward pass alone is measured, and on paper it is its weights alone; it is the floor
+that LoRA starts from.
 What it leaves out: other batches, paging (which needs a GPU).
-Where numerics differ: bytes of real storages on a CPU, where 8-bit averages are updated by `optim.AdamW8bit`, not by a kernel, and decoding a
-4-bit weight takes a little memory of its own; within 1 % of the closed forms for the shipped base.
+Where numerics differ: bytes of real storages on a CPU, where 8-bit averages are updated by
+`optim.AdamW8bit`, not by a kernel, and decoding a 4-bit weight takes a little memory of its own;
+within 1 % of the closed forms for the shipped base.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ SETTINGS = {"batch": 1, "seq": 512, "checkpointing": False, "foreach": False}
 
 @dataclass(frozen=True)
 class Rung:
-    """What was measured. peak: bytes; kinds: the peak by what it is made of; most: the most that each kind took at any time."""
+    """What was measured. peak: bytes; kinds: the peak by what it is made of; most: the most that
+    each kind took at any time.
+    """
 
     name: str
     peak: int
@@ -57,7 +63,9 @@ def student(name: str, rank: int = 16) -> tuple[nn.Module, object | None]:
     """(the shipped base on that rung, its optimizer, None where nothing trains)."""
     how = RUNGS[name]
     method = how["method"]
-    model = llama.Llama.from_pretrained(data_folder() / "base", dtype=torch.float32 if method == "full" else torch.bfloat16)
+    model = llama.Llama.from_pretrained(
+        data_folder() / "base", dtype=torch.float32 if method == "full" else torch.bfloat16
+    )
     if method == "inference":
         return model.requires_grad_(False), None
     if method == "int8":
@@ -69,7 +77,9 @@ def student(name: str, rank: int = 16) -> tuple[nn.Module, object | None]:
     model.gradient_checkpointing = how.get("checkpointing", False)
     trained = [p for p in model.parameters() if p.requires_grad]
     eight = how.get("optimizer") == "adamw8bit"
-    return model.train(), optim.AdamW8bit(trained, lr=1e-4) if eight else torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    return model.train(), optim.AdamW8bit(trained, lr=1e-4) if eight else torch.optim.AdamW(
+        trained, lr=1e-4, fused=True
+    )
 
 
 def measured(name: str, rank: int = 16, seq: int = 512) -> Rung:
@@ -85,7 +95,9 @@ def measured(name: str, rank: int = 16, seq: int = 512) -> Rung:
 
 
 def _setup(name: str, rank: int, seq: int):
-    """The setup that the ledger's step needs: it decides the batch, and what runs around the step."""
+    """The setup that the ledger's step needs: it decides the batch, and what runs around the
+    step.
+    """
     how = RUNGS[name]
     method = "lora" if how["method"] == "inference" else how["method"]
     settings = SETTINGS | {"seq": seq, "checkpointing": how.get("checkpointing", False)}
@@ -93,9 +105,14 @@ def _setup(name: str, rank: int, seq: int):
 
 
 def _forward_alone(model: nn.Module, batch: tuple) -> dict[str, int]:
-    """Weights, constants, and the most that stands beside them while the loss is computed without gradients."""
+    """Weights, constants, and the most that stands beside them while the loss is computed without
+    gradients.
+    """
     ids, labels = batch
-    sizes = [sum({t.untyped_storage().data_ptr(): t.nbytes for t in held}.values()) for held in (model.parameters(), model.buffers())]
+    sizes = [
+        sum({t.untyped_storage().data_ptr(): t.nbytes for t in held}.values())
+        for held in (model.parameters(), model.buffers())
+    ]
     with Watch() as watch:
         for tensor in (*model.parameters(), *model.buffers()):
             watch.number(tensor)
@@ -106,7 +123,9 @@ def _forward_alone(model: nn.Module, batch: tuple) -> dict[str, int]:
 
 
 def most_of(book: Ledger) -> dict[str, int]:
-    """The most bytes that each kind of memory took at any time; they need not have stood together."""
+    """The most bytes that each kind of memory took at any time; they need not have stood
+    together.
+    """
     stands, most = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
     for number, size in book.events:
         kind = book.kind_of.get(number, "temporaries")
@@ -122,7 +141,9 @@ def on_paper(model: str, name: str, rank: int = 16, **settings) -> int:
 
 
 def pace(rung: Rung, times: int = 2) -> float:
-    """Seconds of the fastest of a few more steps on that rung, without the ledger, which slows them."""
+    """Seconds of the fastest of a few more steps on that rung, without the ledger, which slows
+    them.
+    """
     step(rung)
     taken = []
     for _ in range(times):

@@ -1,15 +1,19 @@
 """The exact peak of a training step, measured without the machine that could hold it.
 
-What it replaces: `torch.cuda.max_memory_allocated()` after a trial run on a rented GPU, and guessing.
-How it works: the step of `rehearsal` runs under FakeTensorMode: tensors have shapes, types and storages, but no memory. A
-`TorchDispatchMode` sees the result of every operation. The first time it meets a storage it books its bytes; a weak reference books them
-back when the storage is freed, which Python and autograd do at the same moments as in a real run. So the ledger knows every allocation in
-order, the peak of each phase, and what stood there at the peak. Two steps are run: the first makes the optimizer's memory, the second
-finds it there.
-What it leaves out: what kernels take for themselves inside one operation (workspaces, the fp32 copy of ∂L/∂q in flash attention's backward
-pass), the context of the driver (`allocator` adds workspaces and rounding). Fake `cuda` aborts in a build of torch without it, so the
-device is a fake `cpu`: SDPA is its fused kernel, which keeps what flash attention keeps.
-Where numerics differ: bytes are whole numbers; the same step on real tensors, watched in the same way, gives the same events.
+What it replaces: `torch.cuda.max_memory_allocated()` after a trial run on a rented GPU, and
+guessing.
+How it works: the step of `rehearsal` runs under FakeTensorMode: tensors have shapes, types and
+storages, but no memory. A `TorchDispatchMode` sees the result of every operation. The first time it
+meets a storage it books its bytes; a weak reference books them back when the storage is freed,
+which Python and autograd do at the same moments as in a real run. So the ledger knows every
+allocation in order, the peak of each phase, and what stood there at the peak. Two steps are run:
+the first makes the optimizer's memory, the second finds it there.
+What it leaves out: what kernels take for themselves inside one operation (workspaces, the fp32 copy
+of ∂L/∂q in flash attention's backward pass), the context of the driver (`allocator` adds workspaces
+and rounding). Fake `cuda` aborts in a build of torch without it, so the device is a fake `cpu`:
+SDPA is its fused kernel, which keeps what flash attention keeps.
+Where numerics differ: bytes are whole numbers; the same step on real tensors, watched in the same
+way, gives the same events.
 """
 
 from __future__ import annotations
@@ -19,15 +23,26 @@ import gc
 import itertools
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .catalog import Shape
-from .rehearsal import Plan, batch_of, build, layers_of, loss_of, optimizer_of, prepared, remember, update
+from .rehearsal import (
+    Plan,
+    batch_of,
+    build,
+    layers_of,
+    loss_of,
+    optimizer_of,
+    prepared,
+    remember,
+    update,
+)
 from .setup import Setup, make
 
 PHASES = ("rest", "forward", "backward", "step")
@@ -36,7 +51,9 @@ KINDS = ("weights", "constants", "gradients", "optimizer", "activations", "tempo
 
 @dataclass
 class Ledger:
-    """What a step allocates. `events`: (number of the storage, bytes), negative where it is freed, in order."""
+    """What a step allocates. `events`: (number of the storage, bytes), negative where it is freed,
+    in order.
+    """
 
     plan: Plan
     events: list[tuple[int, int]]
@@ -100,7 +117,8 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[tuple[int, int]] = []
-        self.living: dict[int, tuple[int, weakref.ref]] = {}  # address of the storage object → its number
+        # address of the storage object → its number
+        self.living: dict[int, tuple[int, weakref.ref]] = {}
         self.numbers = itertools.count()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -135,7 +153,9 @@ class Watch(TorchDispatchMode):
 
 
 def _known_length(func, args) -> Tensor | None:
-    """x[mask] on fake tensors: its length depends on numbers, but here every token is learned, so the mask is all True."""
+    """x[mask] on fake tensors: its length depends on numbers, but here every token is learned, so
+    the mask is all True.
+    """
     from torch._subclasses.fake_tensor import FakeTensor
 
     x, indices = args
@@ -165,7 +185,9 @@ class _Labels:
             self.kind_of.setdefault(number, kind)
 
     def model(self, model: nn.Module) -> None:
-        """Parameters and packed weights, which a buffer called `weight` holds; other buffers are constants."""
+        """Parameters and packed weights, which a buffer called `weight` holds; other buffers are
+        constants.
+        """
         self.say("weights", model.parameters())
         for name, buffer in model.named_buffers():
             self.say("weights" if name.rpartition(".")[2] == "weight" else "constants", [buffer])
@@ -187,7 +209,9 @@ def _gradients_noted(model: nn.Module, labels: _Labels) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recomputing_noted(model: nn.Module, labels: _Labels, phase: dict) -> Iterator[None]:
-    """In the backward pass of a checkpointed model: what a layer computed again and keeps is an activation."""
+    """In the backward pass of a checkpointed model: what a layer computed again and keeps is an
+    activation.
+    """
 
     def begin(module, args) -> None:
         labels.before = labels.living()
@@ -198,7 +222,10 @@ def _recomputing_noted(model: nn.Module, labels: _Labels, phase: dict) -> Iterat
 
     handles = []
     for layer in layers_of(model):
-        handles += [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end, always_call=True)]
+        handles += [
+            layer.register_forward_pre_hook(begin),
+            layer.register_forward_hook(end, always_call=True),
+        ]
     try:
         yield
     finally:
@@ -209,8 +236,9 @@ def _recomputing_noted(model: nn.Module, labels: _Labels, phase: dict) -> Iterat
 def watch_steps(model: nn.Module, plan: Plan, steps: int = 2, optimizer: Any = None) -> Ledger:
     """Train `model`, real or fake, for `steps` steps and write down what it allocates.
 
-    With one step alone the optimizer's memory is made beforehand, so that this step finds what a second one would: half the work.
-    optimizer: another one than the plan's AdamW, torch's or ours, for a plan without clipping.
+    With one step alone the optimizer's memory is made beforehand, so that this step finds what a
+    second one would: half the work. optimizer: another one than the plan's AdamW, torch's or ours,
+    for a plan without clipping.
     """
     began, watch, phase, setup = time.perf_counter(), Watch(), {"now": "rest"}, plan.setup
     labels, marks = _Labels(watch), [(0, "rest")]
@@ -221,14 +249,20 @@ def watch_steps(model: nn.Module, plan: Plan, steps: int = 2, optimizer: Any = N
         marks.append((len(watch.events), name))
 
     def say_averages() -> None:
-        states = optimizer.state if isinstance(optimizer.state, list) else optimizer.state.values()  # ours, torch's
+        # ours, torch's
+        states = optimizer.state if isinstance(optimizer.state, list) else optimizer.state.values()
         labels.say("optimizer", (value for state in states for value in state.values()))
 
     gc.collect()
     was_on = gc.isenabled()
     gc.disable()  # what only a collection would free stands, as it does between two of them
     try:
-        with watch, prepared(model, setup), _gradients_noted(model, labels), _recomputing_noted(model, labels, phase):
+        with (
+            watch,
+            prepared(model, setup),
+            _gradients_noted(model, labels),
+            _recomputing_noted(model, labels, phase),
+        ):
             batch, optimizer = batch_of(setup), optimizer or optimizer_of(model, setup)
             if steps == 1:
                 enter("step")
@@ -244,7 +278,9 @@ def watch_steps(model: nn.Module, plan: Plan, steps: int = 2, optimizer: Any = N
                 update(plan, optimizer)
                 say_averages()
                 del loss
-        return Ledger(plan, list(watch.events), marks, labels.kind_of, time.perf_counter() - began, steps)
+        return Ledger(
+            plan, list(watch.events), marks, labels.kind_of, time.perf_counter() - began, steps
+        )
     finally:
         if was_on:
             gc.enable()
@@ -253,8 +289,9 @@ def watch_steps(model: nn.Module, plan: Plan, steps: int = 2, optimizer: Any = N
 def measure(model: Setup | Shape | str, clip: float = 1.0, steps: int = 2, **settings) -> Ledger:
     """The ledger of a training step, without the memory it would take.
 
-    model: a Setup, or a name of the catalogue, a config.json or a Shape, with the settings of `estimate`. Raises MiniloraError for what
-    is unknown, cannot be, or cannot be measured without the hardware.
+    model: a Setup, or a name of the catalogue, a config.json or a Shape, with the settings of
+    `estimate`. Raises MiniloraError for what is unknown, cannot be, or cannot be measured without
+    the hardware.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -1,12 +1,16 @@
-"""The peak of a training step: how many bytes stand at the worst moment of forward, backward and the optimizer's step.
+"""The peak of a training step: how many bytes stand at the worst moment of forward, backward and
+the optimizer's step.
 
-What it replaces: adding up all parts, which never stand at the same time: activations are gone when the optimizer works.
-How it works: the tape of `activations` is walked on paper. Forward: what is kept grows, and each result lives until its last
-reader. Backward, in reverse: each node needs the gradient of its result, makes those of its inputs and of its weights, and
-lets go of what it kept. Under checkpointing a layer's forward is walked once more before its backward. The optimizer's step
-then finds weights, gradients and averages, and AdamW over all tensors at once makes one more temporary of the size of the
-parameters (√v̂).
-What it leaves out: what kernels take inside (the fp32 sum of dQ in flash attention), and rounding by the allocator.
+What it replaces: adding up all parts, which never stand at the same time: activations are gone when
+the optimizer works.
+How it works: the tape of `activations` is walked on paper. Forward: what is kept grows, and each
+result lives until its last reader. Backward, in reverse: each node needs the gradient of its
+result, makes those of its inputs and of its weights, and lets go of what it kept. Under
+checkpointing a layer's forward is walked once more before its backward. The optimizer's step then
+finds weights, gradients and averages, and AdamW over all tensors at once makes one more temporary
+of the size of the parameters (√v̂).
+What it leaves out: what kernels take inside (the fp32 sum of dQ in flash attention), and rounding
+by the allocator.
 Where numerics differ: a sum on paper; within 1 % of the peak that the ledger sees (see tests).
 """
 
@@ -68,7 +72,11 @@ class _Walk:
                 self.live += made
             self.stand(op.forward)
             for value in {id(x): x for x in (*op.inputs, op.out)}.values():
-                if id(value) in alive and last.get(id(value), -1) <= i and (value is not op.out or i + 1 < len(ops)):
+                if (
+                    id(value) in alive
+                    and last.get(id(value), -1) <= i
+                    and (value is not op.out or i + 1 < len(ops))
+                ):
                     self.live -= alive.pop(id(value))
         self.live -= sum(alive.values())
 
@@ -76,7 +84,10 @@ class _Walk:
         """Every node in reverse. What it kept is freed when nobody needs it any more."""
         for op in reversed(ops):
             incoming = self.gradients.pop(id(op.out), None) or _Gradient(0)
-            made = [(x, incoming if op.shares and x.bytes == incoming.bytes else _Gradient(x.bytes)) for x in op.inputs]
+            made = [
+                (x, incoming if op.shares and x.bytes == incoming.bytes else _Gradient(x.bytes))
+                for x in op.inputs
+            ]
             new = sum(g.bytes for _, g in made if g is not incoming) + sum(op.weights)
             self.stand(new + op.temp)
             self.live += new
@@ -91,7 +102,9 @@ class _Walk:
                 self._add(x, gradient)
 
     def _add(self, x: Value, gradient: _Gradient) -> None:
-        """A second gradient of x is added into the first, or into new memory if somebody else holds that."""
+        """A second gradient of x is added into the first, or into new memory if somebody else holds
+        that.
+        """
         first = self.gradients.get(id(x))
         if first is None:
             self.gradients[id(x)] = gradient
@@ -114,17 +127,25 @@ WALKED = 4  # layers that are walked; the others only add what they keep, or the
 
 
 def step_peaks(setup: Setup) -> tuple[int, int]:
-    """(forward, backward): most bytes beside weights and averages, gradients included, in a training step.
+    """(forward, backward): most bytes beside weights and averages, gradients included, in a
+    training step.
 
-    Layers from the second on are equal, so what stands grows evenly from one to the next, and the worst is at one end.
+    Layers from the second on are equal, so what stands grows evenly from one to the next, and the
+    worst is at one end.
     """
-    if setup.shape.family != "llama":  # a rule of thumb: what is kept, gradients, and two more matrices of logits
+    if (
+        setup.shape.family != "llama"
+    ):  # a rule of thumb: what is kept, gradients, and two more matrices of logits
         kept = activations.kept(setup).bytes
         return kept, kept + 8 * setup.tokens * setup.shape.vocab + memory.gradients(setup).bytes
     layers = min(setup.shape.layers, WALKED)
     found, others = record(setup, layers), setup.shape.layers - layers
     middle = found.tape.ops[found.starts[-2] : found.starts[-1]]
-    inner = sum(value.bytes for value in dict.fromkeys(v for op in middle for v in op.keeps) if value not in found.tables)
+    inner = sum(
+        value.bytes
+        for value in dict.fromkeys(v for op in middle for v in op.keeps)
+        if value not in found.tables
+    )
     gradients = others * sum(sum(op.weights) for op in middle)
     if setup.checkpointing:
         return _checkpointed(found, others * found.inputs[-1].bytes, gradients)
@@ -146,7 +167,9 @@ def _plain(found: Record, kept: int, gradients: int) -> tuple[int, int]:
 
 
 def _checkpointed(found: Record, kept: int, gradients: int) -> tuple[int, int]:
-    """As `_plain`; each layer keeps its input, and its forward is walked again before its backward."""
+    """As `_plain`; each layer keeps its input, and its forward is walked again before its
+    backward.
+    """
     walk, ops, starts = _Walk(), found.tape.ops, found.starts
     passed = handed_on(found.tape.setup)
     walk.holders.update((id(table), 1) for table in found.tables)  # held from outside until the end
@@ -163,8 +186,10 @@ def _checkpointed(found: Record, kept: int, gradients: int) -> tuple[int, int]:
         if number + 1 == len(found.inputs) // 2:
             walk.live += gradients - kept
         if number or found.tape.setup.whole:
-            walk.live -= found.inputs[number].bytes  # counted again where the layer keeps it; frozen token vectors are kept by no node
-        again = max(i for i, op in enumerate(layer) if op.keeps) + 1  # what follows keeps nothing, so it goes back before anything is computed again
+            # counted again where the layer keeps it; frozen token vectors are kept by no node
+            walk.live -= found.inputs[number].bytes
+        # what follows keeps nothing, so it goes back before anything is computed again
+        again = max(i for i, op in enumerate(layer) if op.keeps) + 1
         walk.backward(layer[again:])
         walk.forward(layer[:again], keep=True)
         walk.backward(layer[:again])
@@ -176,27 +201,39 @@ def _checkpointed(found: Record, kept: int, gradients: int) -> tuple[int, int]:
 
 
 def leaf(setup: Setup) -> bool:
-    """Whether token vectors are a leaf of the graph: transformers asks for their gradient, and both stay with the loss."""
+    """Whether token vectors are a leaf of the graph: transformers asks for their gradient, and both
+    stay with the loss.
+    """
     return setup.adapters and setup.input_grads
 
 
 def left_over(setup: Setup) -> int:
     """What the loss still holds while the optimizer works."""
-    return handed_on(setup) + (2 * setup.width * setup.tokens * setup.shape.hidden if leaf(setup) else 0)
+    return handed_on(setup) + (
+        2 * setup.width * setup.tokens * setup.shape.hidden if leaf(setup) else 0
+    )
 
 
 def handed_on(setup: Setup) -> int:
-    """What the closures of checkpointed layers hold until the loss is let go: rotary tables, and eager attention's mask."""
+    """What the closures of checkpointed layers hold until the loss is let go: rotary tables, and
+    eager attention's mask.
+    """
     if not setup.checkpointing:
         return 0
     own = setup.library == "minilora"
     tables = 0 if own and setup.width == 4 else 2 * setup.width * setup.seq * setup.shape.head_dim
-    return tables + (setup.width * setup.tokens * setup.seq if setup.attention == "eager" and not own else 0)
+    return tables + (
+        setup.width * setup.tokens * setup.seq if setup.attention == "eager" and not own else 0
+    )
 
 
 def optimizer_temporary(setup: Setup) -> memory.Part:
     """What the optimizer's step makes beside averages that stay."""
     width, n = memory.trained_width(setup), setup.trainable
     if setup.optimizer == "adamw" and setup.foreach:
-        return memory.Part(width * n, f"{width} B × {n:,} trained parameters", "√v̂ of all parameters at once (foreach AdamW)")
+        return memory.Part(
+            width * n,
+            f"{width} B × {n:,} trained parameters",
+            "√v̂ of all parameters at once (foreach AdamW)",
+        )
     return memory.Part(0, "none", "one kernel updates each number where it stands")

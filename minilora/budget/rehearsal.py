@@ -1,14 +1,17 @@
-"""A training step that can run without its numbers: the model, the batch and the step that the ledger watches.
+"""A training step that can run without its numbers: the model, the batch and the step that the
+ledger watches.
 
 What it replaces: renting the machine to see whether a run fits.
-How it works: a `Plan` says which model is trained and how. `build` makes it from this package's own parts, around our Llama or around
-transformers', and `step` is what `finetune` does for one update: forward, loss, backward, clipping, AdamW. Both run on real tensors and,
-inside `FakeTensorMode`, on tensors that have a shape, a type and a storage, but no memory.
-What it leaves out: dropout, accumulation over micro-batches, more than one device, 8-bit and paged optimizers, padding (every row is full,
-every token learned).
-Where numerics differ: a 4-bit weight is decoded into one new buffer of the compute type, as a kernel on a GPU does it; on a CPU ours takes
-a buffer that stays. In fp32 our LoRA step adds its detour as on a GPU, with one temporary more than where a CPU's product adds in the
-same bits. In fake mode no number exists at all, so nothing here may depend on one.
+How it works: a `Plan` says which model is trained and how. `build` makes it from this package's own
+parts, around our Llama or around transformers', and `step` is what `finetune` does for one update:
+forward, loss, backward, clipping, AdamW. Both run on real tensors and, inside `FakeTensorMode`, on
+tensors that have a shape, a type and a storage, but no memory.
+What it leaves out: dropout, accumulation over micro-batches, more than one device, 8-bit and paged
+optimizers, padding (every row is full, every token learned).
+Where numerics differ: a 4-bit weight is decoded into one new buffer of the compute type, as a
+kernel on a GPU does it; on a CPU ours takes a buffer that stays. In fp32 our LoRA step adds its
+detour as on a GPU, with one temporary more than where a CPU's product adds in the same bits. In
+fake mode no number exists at all, so nothing here may depend on one.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +32,12 @@ from ..quantize import NESTED_BLOCK, Nested, Quantized
 from ..scoring import loss_sum
 from .setup import Setup
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "autocast": torch.float32}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "autocast": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -42,24 +50,41 @@ class Plan:
     def __post_init__(self) -> None:
         setup, shape = self.setup, self.setup.shape
         if not setup.trains:
-            raise MiniloraError("method 'inference' has no training step to measure; choose full, mixed, full-bf16, lora, int8 or qlora")
+            raise MiniloraError(
+                "method 'inference' has no training step to measure; choose full, mixed, "
+                "full-bf16, lora, int8 or qlora"
+            )
         if setup.optimizer != "adamw":
-            raise MiniloraError(f"optimizer {setup.optimizer!r} runs in kernels that need a GPU; only adamw can be measured here")
+            raise MiniloraError(
+                f"optimizer {setup.optimizer!r} runs in kernels that need a GPU; only adamw "
+                "can be measured here"
+            )
         if shape.family != "llama":
             raise MiniloraError(f"{shape.name} is no Llama; the step that is measured is a Llama's")
         if setup.library == "minilora" and shape.qkv_bias != shape.out_bias:
-            raise MiniloraError(f"{shape.name} has biases on queries, keys and values alone, which our Llama has not; give library='transformers'")
+            raise MiniloraError(
+                f"{shape.name} has biases on queries, keys and values alone, which our Llama "
+                "has not; give library='transformers'"
+            )
         if setup.base == "4bit" and (setup.code, setup.block, setup.double) != ("nf4", 64, True):
-            raise MiniloraError("only nf4 in blocks of 64 with double quantization is measured; the closed forms know the others")
+            raise MiniloraError(
+                "only nf4 in blocks of 64 with double quantization is measured; the closed "
+                "forms know the others"
+            )
         if setup.learned not in (0, setup.tokens - setup.batch):
-            raise MiniloraError(f"learned is {setup.learned}; here every token that has a next one is learned, so give 0")
+            raise MiniloraError(
+                f"learned is {setup.learned}; here every token that has a next one is "
+                "learned, so give 0"
+            )
 
 
-# ------------------------------------------------------------------------------------------------------------- the model
+# ---------------------------------------------------------------------------------------- the model
 
 
 class OneBuffer(QLinear):
-    """A QLinear that decodes into a new buffer each time, whatever its size; on fake tensors the buffer stays empty."""
+    """A QLinear that decodes into a new buffer each time, whatever its size; on fake tensors the
+    buffer stays empty.
+    """
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         from torch._subclasses.fake_tensor import FakeTensor
@@ -75,7 +100,9 @@ class OneBuffer(QLinear):
 
 
 def by_kernel(q: Quantized, dtype: torch.dtype) -> Tensor:
-    """W (out, in) as bitsandbytes' kernels decode it: what a GPU runs in earnest, and one buffer but for the scales."""
+    """W (out, in) as bitsandbytes' kernels decode it: what a GPU runs in earnest, and one buffer
+    but for the scales.
+    """
     import bitsandbytes  # noqa: F401  registers the operations
 
     from ..devicecodes import constant
@@ -83,8 +110,12 @@ def by_kernel(q: Quantized, dtype: torch.dtype) -> Tensor:
     absmax = q.absmax
     if q.nested is not None:
         levels = constant(q.nested.levels, absmax)
-        absmax = torch.ops.bitsandbytes.dequantize_blockwise(absmax, q.nested.absmax, levels, q.nested.block, torch.float32).add_(q.nested.offset)
-    return torch.ops.bitsandbytes.dequantize_4bit(q.packed, absmax, q.block, q.book.name, list(q.shape), dtype)
+        absmax = torch.ops.bitsandbytes.dequantize_blockwise(
+            absmax, q.nested.absmax, levels, q.nested.block, torch.float32
+        ).add_(q.nested.offset)
+    return torch.ops.bitsandbytes.dequantize_4bit(
+        q.packed, absmax, q.block, q.book.name, list(q.shape), dtype
+    )
 
 
 def _is_fake(model: nn.Module) -> bool:
@@ -94,7 +125,9 @@ def _is_fake(model: nn.Module) -> bool:
 
 
 def _unquantized(linear: nn.Linear) -> Quantized:
-    """What `quantize(weight, "nf4", 64, double=True)` returns, in shape and type, for a weight without numbers."""
+    """What `quantize(weight, "nf4", 64, double=True)` returns, in shape and type, for a weight
+    without numbers.
+    """
     from .. import codebooks
 
     out, inner = linear.weight.shape
@@ -102,7 +135,9 @@ def _unquantized(linear: nn.Linear) -> Quantized:
     nested = Nested(torch.empty(math.ceil(blocks / NESTED_BLOCK)), 0.0)
     packed = torch.empty((out * inner + 1) // 2, 1, dtype=torch.uint8)
     absmax = torch.empty(blocks, dtype=torch.uint8)
-    return Quantized(packed, absmax, codebooks.named("nf4"), 64, (out, inner), linear.weight.dtype, nested)
+    return Quantized(
+        packed, absmax, codebooks.named("nf4"), 64, (out, inner), linear.weight.dtype, nested
+    )
 
 
 def _replace_linears(model: nn.Module, made) -> None:
@@ -115,7 +150,9 @@ def _replace_linears(model: nn.Module, made) -> None:
 
 
 def _quantize(model: nn.Module, base: str) -> None:
-    """4 or 8 bits in place of the linear layers' weights; by the quantizers themselves where there are numbers."""
+    """4 or 8 bits in place of the linear layers' weights; by the quantizers themselves where there
+    are numbers.
+    """
     from ..int8 import Int8Linear, quantize_model_int8
 
     if base == "4bit" and _is_fake(model):
@@ -125,8 +162,15 @@ def _quantize(model: nn.Module, base: str) -> None:
             if type(module) is QLinear:
                 module.__class__ = OneBuffer
     elif _is_fake(model):
-        _replace_linears(model, lambda linear: Int8Linear(
-            torch.empty(linear.weight.shape, dtype=torch.int8), torch.empty(linear.out_features), linear.bias, dtype=linear.weight.dtype))  # fmt: skip
+        _replace_linears(
+            model,
+            lambda linear: Int8Linear(
+                torch.empty(linear.weight.shape, dtype=torch.int8),
+                torch.empty(linear.out_features),
+                linear.bias,
+                dtype=linear.weight.dtype,
+            ),
+        )
     else:
         quantize_model_int8(model).requires_grad_(False)
 
@@ -143,28 +187,52 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _our_config(setup: Setup) -> Config:
     shape = setup.shape
-    return Config(shape.vocab, shape.hidden, shape.ffn, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.context,
-                  tie_word_embeddings=shape.tied, attention_bias=shape.qkv_bias, mlp_bias=shape.mlp_bias)  # fmt: skip
+    return Config(
+        shape.vocab,
+        shape.hidden,
+        shape.ffn,
+        shape.layers,
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
+        shape.context,
+        tie_word_embeddings=shape.tied,
+        attention_bias=shape.qkv_bias,
+        mlp_bias=shape.mlp_bias,
+    )
 
 
 def _transformers_model(setup: Setup) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    fields = _our_config(setup).to_hf() | {"use_cache": False, "attn_implementation": setup.attention}
-    fields = {name: value for name, value in fields.items() if name not in ("architectures", "model_type", "dtype", "torch_dtype")}
+    fields = _our_config(setup).to_hf() | {
+        "use_cache": False,
+        "attn_implementation": setup.attention,
+    }
+    fields = {
+        name: value
+        for name, value in fields.items()
+        if name not in ("architectures", "model_type", "dtype", "torch_dtype")
+    }
     if setup.shape.qkv_bias and not setup.shape.out_bias:
         return Qwen2ForCausalLM(Qwen2Config(**fields))
     return LlamaForCausalLM(LlamaConfig(**fields))
 
 
 def dense_model(setup: Setup) -> nn.Module:
-    """The Llama of `setup`, ours or transformers', with weights in its own type: nothing quantized, no adapter."""
+    """The Llama of `setup`, ours or transformers', with weights in its own type: nothing quantized,
+    no adapter.
+    """
     with _default_dtype(PRECISIONS[setup.precision]):
-        return Llama(_our_config(setup)) if setup.library == "minilora" else _transformers_model(setup)
+        return (
+            Llama(_our_config(setup)) if setup.library == "minilora" else _transformers_model(setup)
+        )
 
 
 def adapt(model: nn.Module, setup: Setup) -> nn.Module:
-    """Our adapters and checkpointing on a model that is quantized as `setup` wants it; ready to train."""
+    """Our adapters and checkpointing on a model that is quantized as `setup` wants it; ready to
+    train.
+    """
     from .. import lora
 
     if setup.adapters:
@@ -180,13 +248,20 @@ def adapt(model: nn.Module, setup: Setup) -> nn.Module:
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Let transformers' model compute each layer again in the backward pass. Its method has another name from one 5.x on, the old one goes in 6."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    """Let transformers' model compute each layer again in the backward pass. Its method has another
+    name from one 5.x on, the old one goes in 6.
+    """
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None)
+        or model.gradient_checkpointing_enable
+    )
     enable({"use_reentrant": False})
 
 
 def build(plan: Plan) -> nn.Module:
-    """The model of `plan`, ready to train. Inside FakeTensorMode it takes no memory, whatever its size."""
+    """The model of `plan`, ready to train. Inside FakeTensorMode it takes no memory, whatever its
+    size.
+    """
     model = dense_model(plan.setup)
     if plan.setup.base != "dense":
         _quantize(model, plan.setup.base)
@@ -197,7 +272,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return model.model.layers
 
 
-# -------------------------------------------------------------------------------------------------------------- the step
+# ----------------------------------------------------------------------------------------- the step
 
 
 def batch_of(setup: Setup) -> tuple[Tensor, Tensor]:
@@ -207,9 +282,15 @@ def batch_of(setup: Setup) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(model: nn.Module, setup: Setup, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy, as `finetune` computes it for our Llama, as transformers does for its own."""
+    """Mean cross-entropy, as `finetune` computes it for our Llama, as transformers does for its
+    own.
+    """
     ids, labels = batch
-    mixed = torch.autocast(ids.device.type, dtype=torch.bfloat16) if setup.autocast else contextlib.nullcontext()
+    mixed = (
+        torch.autocast(ids.device.type, dtype=torch.bfloat16)
+        if setup.autocast
+        else contextlib.nullcontext()
+    )
     with mixed:
         if setup.library == "transformers":
             return model(input_ids=ids, labels=labels).loss
@@ -220,7 +301,9 @@ def loss_of(model: nn.Module, setup: Setup, batch: tuple[Tensor, Tensor]) -> Ten
 def optimizer_of(model: nn.Module, setup: Setup) -> torch.optim.AdamW:
     """AdamW on whatever trains: over all tensors at once (foreach), or in one kernel (fused)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-4, **({"foreach": True} if setup.foreach else {"fused": True}))
+    return torch.optim.AdamW(
+        trained, lr=1e-4, **({"foreach": True} if setup.foreach else {"fused": True})
+    )
 
 
 def update(plan: Plan, optimizer: torch.optim.AdamW) -> None:
@@ -242,10 +325,13 @@ def remember(optimizer: torch.optim.AdamW) -> None:
 
 
 def eager_attention(q, k, v, attn_mask=None, is_causal=True, enable_gqa=False) -> Tensor:
-    """softmax(q kᵀ / √d) v, every matrix written out, the softmax in fp32. q (B, H, T, D), k and v (B, G, T, D)."""
+    """softmax(q kᵀ / √d) v, every matrix written out, the softmax in fp32. q (B, H, T, D), k and v
+    (B, G, T, D).
+    """
     T, D = q.shape[-2:]
     if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, T, D)
+        # (B, H, T, D)
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * D**-0.5  # (B, H, T, T)
     later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
     return scores.masked_fill(later, float("-inf")).float().softmax(-1).to(v.dtype) @ v
@@ -253,12 +339,18 @@ def eager_attention(q, k, v, attn_mask=None, is_causal=True, enable_gqa=False) -
 
 @contextlib.contextmanager
 def prepared(model: nn.Module, setup: Setup) -> Iterator[None]:
-    """What a run needs around it: eager attention in our Llama; in transformers' no causal mask for SDPA, which it makes in fake mode only."""
+    """What a run needs around it: eager attention in our Llama; in transformers' no causal mask for
+    SDPA, which it makes in fake mode only.
+    """
     if setup.library == "minilora":
         target, name, stand_in = Attention, "attend", staticmethod(eager_attention)
         wanted = setup.attention == "eager"
     else:
-        target, name, stand_in = sys.modules[type(model).__module__], "create_causal_mask", lambda *args, **kwargs: None
+        target, name, stand_in = (
+            sys.modules[type(model).__module__],
+            "create_causal_mask",
+            lambda *args, **kwargs: None,
+        )
         wanted = setup.attention == "sdpa"
     if not wanted:
         yield

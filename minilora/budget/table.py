@@ -1,10 +1,14 @@
 """A budget as text: its parts in GB and GiB, or with the formula behind each number.
 
-What it replaces: the one line of accelerate's `estimate-memory`, which does not say what its number is made of.
-How it works: one row for each part, then three sums that must not be confused: all parts together, the most that ever stands at once (and
-when), and what a card must have beside it for the driver and the allocator.
-What it leaves out: other units. GB is 10⁹ bytes, GiB 2³⁰; both stand beside each other, since vendors use one and tools the other.
-Where numerics differ: two or three decimals are shown; a small run is told in MB (10⁶ bytes) and MiB (2²⁰), and every cell says which.
+What it replaces: the one line of accelerate's `estimate-memory`, which does not say what its number
+is made of.
+How it works: one row for each part, then three sums that must not be confused: all parts together,
+the most that ever stands at once (and when), and what a card must have beside it for the driver and
+the allocator.
+What it leaves out: other units. GB is 10⁹ bytes, GiB 2³⁰; both stand beside each other, since
+vendors use one and tools the other.
+Where numerics differ: two or three decimals are shown; a small run is told in MB (10⁶ bytes) and
+MiB (2²⁰), and every cell says which.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ GB, GIB, MB, MIB = 10**9, 2**30, 10**6, 2**20
 
 
 def decimal(size: float, scale: float | None = None) -> str:
-    """Bytes in GB, or in MB where `scale` (the size itself, if not given) is below half a GB: "3.238 GB", "0.66 MB"."""
+    """Bytes in GB, or in MB where `scale` (the size itself, if not given) is below half a GB:
+    "3.238 GB", "0.66 MB".
+    """
     return _said(size, scale, ((GB, "GB"), (MB, "MB")))
 
 
@@ -39,24 +45,57 @@ def headline(told: Budget) -> str:
     adapter = f", rank {setup.rank} on {where}" if setup.adapters else ""
     saving = ", checkpointing" if setup.checkpointing and setup.trains else ""
     optimizer = f", {setup.optimizer}" if setup.trains else ""
-    share = f"{told.trainable:,} of {told.parameters:,} parameters learn" if setup.trains else f"{told.parameters:,} parameters"
-    return f"{setup.method} on {setup.shape.name}{adapter}: batch {setup.batch} × {setup.seq} tokens{saving}, {setup.precision}{optimizer}; {share}"
+    share = (
+        f"{told.trainable:,} of {told.parameters:,} parameters learn"
+        if setup.trains
+        else f"{told.parameters:,} parameters"
+    )
+    return (
+        f"{setup.method} on {setup.shape.name}{adapter}: batch {setup.batch} × {setup.seq} "
+        f"tokens{saving}, {setup.precision}{optimizer}; {share}"
+    )
 
 
 def sums(told: Budget, card: GPU | None = None) -> list[tuple[str, int, str]]:
     """The three totals: (name, bytes, what it is); the last for `card`, or for a recent one."""
-    found = [("all parts", told.total, "more than ever stands at once"),
-             ("peak allocated", told.peak_allocated, f"the most at one time, in the {told.moment}")]
+    found = [
+        ("all parts", told.total, "more than ever stands at once"),
+        ("peak allocated", told.peak_allocated, f"the most at one time, in the {told.moment}"),
+    ]
     if told.needs(card) != told.peak_allocated:
-        found.append(("on the card", told.needs(card), "with the driver's context and whole segments of the allocator"))
+        found.append(
+            (
+                "on the card",
+                told.needs(card),
+                "with the driver's context and whole segments of the allocator",
+            )
+        )
     return found
 
 
 def table(told: Budget, explain: bool = False, card: GPU | None = None) -> Table:
-    """Parts and sums; the last column says what a part is, or with `explain` its formula with the numbers filled in."""
+    """Parts and sums; the last column says what a part is, or with `explain` its formula with the
+    numbers filled in.
+    """
     shown = [(name, part) for name, part in told.parts.items() if part.bytes]
-    rows = [[name + (" (host)" if part.host else ""), part.bytes, part.formula if explain else part.what] for name, part in shown]
+    rows = [
+        [
+            name + (" (host)" if part.host else ""),
+            part.bytes,
+            part.formula if explain else part.what,
+        ]
+        for name, part in shown
+    ]
     for name, size, what in sums(told, card):
-        rows.append([name, size, told.moments[told.moment].formula if explain and name == "peak allocated" else what])
-    rows = [[name, decimal(size, told.total), binary(size, told.total), what] for name, size, what in rows]
+        rows.append(
+            [
+                name,
+                size,
+                told.moments[told.moment].formula if explain and name == "peak allocated" else what,
+            ]
+        )
+    rows = [
+        [name, decimal(size, told.total), binary(size, told.total), what]
+        for name, size, what in rows
+    ]
     return Table(["part", "10⁹ or 10⁶", "2³⁰ or 2²⁰", "formula" if explain else "what it is"], rows)

@@ -1,7 +1,8 @@
 """`minilora doctor`: what this machine has, what is installed, what is missing.
 
-What it replaces: `transformers env`, `python -m bitsandbytes`. How it works: every line is looked up, none is assumed; what
-is missing is said with its remedy. What it leaves out: mending anything. Where numerics differ: nowhere.
+What it replaces: `transformers env`, `python -m bitsandbytes`. How it works: every line is looked
+up, none is assumed; what is missing is said with its remedy. What it leaves out: mending anything.
+Where numerics differ: nowhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ import sys
 
 from ..errors import MiniloraError
 
-PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "peft", "bitsandbytes", "huggingface_hub", "jupyterlab", "ipywidgets")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "huggingface_hub",
+    "jupyterlab",
+    "ipywidgets",
+)
 
 
 def add_arguments(parser) -> None:
@@ -36,15 +48,23 @@ def _version(package: str) -> str:
 
 
 def _bitsandbytes() -> str:
-    """In a process of its own: a broken CUDA library may take the interpreter with it, and the import takes seconds."""
+    """In a process of its own: a broken CUDA library may take the interpreter with it, and the
+    import takes seconds.
+    """
     if _version("bitsandbytes") == "not installed":
         return "not installed; only comparisons need it: pip install 'minilora[hub]'"
     code = "import bitsandbytes as b; print(b.__version__)"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+        )
     except subprocess.TimeoutExpired:
         return "does not import within two minutes"
-    return "imports" if done.returncode == 0 else f"does not import: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    return (
+        "imports"
+        if done.returncode == 0
+        else f"does not import: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    )
 
 
 def _devices() -> list[str]:
@@ -52,10 +72,17 @@ def _devices() -> list[str]:
 
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     avx = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    lines = [f"cpu: {torch.get_num_threads()} threads, bf16 {'in hardware' if amx or avx else 'emulated'}"]
+    lines = [
+        f"cpu: {torch.get_num_threads()} threads, bf16 "
+        f"{'in hardware' if amx or avx else 'emulated'}"
+    ]
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
-        half = "bf16" if gpu.major >= 8 else "no bf16, so `--precision auto` takes fp16 with loss scaling"
+        half = (
+            "bf16"
+            if gpu.major >= 8
+            else "no bf16, so `--precision auto` takes fp16 with loss scaling"
+        )
         lines.append(f"cuda:{i}: {gpu.name}, {gpu.total_memory / 1e9:.1f} GB, {half}")
     if len(lines) == 1:
         lines.append("no GPU seen: everything runs on the CPU, lessons take their CPU path")
@@ -70,8 +97,14 @@ def _data() -> list[str]:
     except MiniloraError as error:
         return [str(error)]
     base = folder / "base"
-    lines = ["tiny: the shipped model is there" if (base / "model.safetensors").is_file() else f"tiny: missing at {base}; `minilora pretrain` builds it"]
-    tasks = sorted(path.name for path in (folder / "tasks").glob("*") if (path / "train.jsonl").is_file())
+    lines = [
+        "tiny: the shipped model is there"
+        if (base / "model.safetensors").is_file()
+        else f"tiny: missing at {base}; `minilora pretrain` builds it"
+    ]
+    tasks = sorted(
+        path.name for path in (folder / "tasks").glob("*") if (path / "train.jsonl").is_file()
+    )
     return [*lines, f"tasks: {', '.join(tasks) or 'none; fetch the repository again'}"]
 
 

@@ -1,7 +1,7 @@
 """`minilora evaluate`: greedy answers to the questions of a split, scored by equality.
 
-What it replaces: a loop around `generate`. How it works: see scoring.exact_match; the one line with the score goes to
-standard output. What it leaves out: other scores. Where numerics differ: nowhere.
+What it replaces: a loop around `generate`. How it works: see scoring.exact_match; the one line with
+the score goes to standard output. What it leaves out: other scores. Where numerics differ: nowhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
     parser.add_argument("--limit", type=int, help="score the first N examples only")
     parser.add_argument("--batch", type=int, default=32, help="questions answered at once")
-    parser.add_argument("--out", metavar="FILE.jsonl", help="write prompt, expected answer, answer and hit, one line each")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.jsonl",
+        help="write prompt, expected answer, answer and hit, one line each",
+    )
 
 
 def run(args) -> int:
@@ -38,12 +42,25 @@ def run(args) -> int:
     from ..scoring import exact_match
 
     model, tokenizer = models.load(args)
-    hits, number, answers = exact_match(model, tokenizer, examples, args.batch, progress=sys.stderr.isatty())
+    hits, number, answers = exact_match(
+        model, tokenizer, examples, args.batch, progress=sys.stderr.isatty()
+    )
     if args.out:
         with atomic_write(args.out) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for example, answer in zip(examples, answers):
                 expected = messages_of(example)[-1]["content"]
-                line = {"prompt": messages_of(example)[-2]["content"] if len(messages_of(example)) > 1 else "", "expected": expected}
-                file.write(json.dumps({**line, "answer": answer, "hit": answer.strip() == expected.strip()}, ensure_ascii=False) + "\n")
+                line = {
+                    "prompt": messages_of(example)[-2]["content"]
+                    if len(messages_of(example)) > 1
+                    else "",
+                    "expected": expected,
+                }
+                file.write(
+                    json.dumps(
+                        {**line, "answer": answer, "hit": answer.strip() == expected.strip()},
+                        ensure_ascii=False,
+                    )
+                    + "\n"
+                )
     print(f"exact match {hits / number:.2f} ({hits} of {number})")
     return 0

@@ -1,7 +1,8 @@
 """`minilora generate`: an answer to one prompt, or a chat, token by token.
 
-What it replaces: `transformers chat`. How it works: the prompt is put into the model's format (text.encode_prompt) and the
-answer is printed as it grows. What it leaves out: a history longer than the model's positions (the oldest turns go).
+What it replaces: `transformers chat`. How it works: the prompt is put into the model's format
+(text.encode_prompt) and the answer is printed as it grows. What it leaves out: a history longer
+than the model's positions (the oldest turns go).
 Where numerics differ: nowhere.
 """
 
@@ -17,10 +18,23 @@ def add_arguments(parser) -> None:
     models.add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="the question; `-` reads it from standard input")
-    what.add_argument("--chat", action="store_true", help="ask and answer in turns; an empty line ends it")
-    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, outside the chat format")
-    parser.add_argument("--max-new", type=int, default=128, help="at most so many new tokens (default 128)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default), 1 samples")
+    what.add_argument(
+        "--chat", action="store_true", help="ask and answer in turns; an empty line ends it"
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="continue the prompt as plain text, outside the chat format",
+    )
+    parser.add_argument(
+        "--max-new", type=int, default=128, help="at most so many new tokens (default 128)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 takes the likeliest token (default), 1 samples",
+    )
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--seed", type=int)

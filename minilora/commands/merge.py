@@ -1,11 +1,14 @@
 """`minilora merge`: an adapter written into its model's weights, as a plain Hugging Face folder.
 
-What it replaces: PEFT's `merge_and_unload`. How it works: W + (B A)·s per layer. An adapter trained over a 4-bit or int8 base
-is merged into what that base *decodes to* — the weights it was trained against — and not into the original ones: the merged
-model then answers as the trained one did. Layers without an adapter are decoded, too. The KL divergence from the trained model is reported,
-over the answers of `--data` or over text that the model writes itself. Only where `--requantize` asks for it is the result
-quantized again, which does move the answers; the report says how far. What it leaves out: requantizing to int8.
-Where numerics differ: see lora/adapters.py; the merged weights are rounded once, to the base's type.
+What it replaces: PEFT's `merge_and_unload`. How it works: W + (B A)·s per layer. An adapter trained
+over a 4-bit or int8 base is merged into what that base *decodes to* — the weights it was trained
+against — and not into the original ones: the merged model then answers as the trained one did.
+Layers without an adapter are decoded, too. The KL divergence from the trained model is reported,
+over the answers of `--data` or over text that the model writes itself. Only where `--requantize`
+asks for it is the result quantized again, which does move the answers; the report says how far.
+What it leaves out: requantizing to int8.
+Where numerics differ: see lora/adapters.py; the merged weights are rounded once, to the base's
+type.
 """
 
 from __future__ import annotations
@@ -16,14 +19,35 @@ from pathlib import Path
 from ..errors import MiniloraError
 from . import models
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 def add_arguments(parser) -> None:
     models.add_model_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write: config.json, safetensors, tokenizer")
-    parser.add_argument("--data", metavar="FOLDER", help="measure how far the answers moved on its valid split (default: on text the model writes itself)")
-    parser.add_argument("--requantize", metavar="CODE", choices=("nf4", "fp4"), help="write the merged model in 4 bits again, for bitsandbytes; moves the answers")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the folder to write: config.json, safetensors, tokenizer",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="measure how far the answers moved on its valid split (default: on text the model "
+        "writes itself)",
+    )
+    parser.add_argument(
+        "--requantize",
+        metavar="CODE",
+        choices=("nf4", "fp4"),
+        help="write the merged model in 4 bits again, for bitsandbytes; moves the answers",
+    )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -37,7 +61,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def decode_rest(model) -> None:
-    """Put an nn.Linear in place of each layer that is quantized and had no adapter, so that the folder is a plain Llama."""
+    """Put an nn.Linear in place of each layer that is quantized and had no adapter, so that the
+    folder is a plain Llama.
+    """
     from torch import nn
 
     from ..lora.layer import LoRALinear
@@ -49,11 +75,15 @@ def decode_rest(model) -> None:
 
 
 def probe(args, model, tokenizer) -> list:
-    """The rows on which the model is compared with itself: 16 of the data's valid split, or its own text."""
+    """The rows on which the model is compared with itself: 16 of the data's valid split, or its own
+    text.
+    """
     from .. import divergence, text
 
     if args.data is None:
-        return divergence.own_text(model, next(i for i in (tokenizer.bos_id, tokenizer.eos_id, 0) if i is not None))
+        return divergence.own_text(
+            model, next(i for i in (tokenizer.bos_id, tokenizer.eos_id, 0) if i is not None)
+        )
     return text.encode_rows(text.read_split(args.data, "valid")[:16], tokenizer)
 
 
@@ -80,10 +110,16 @@ def run(args) -> int:
     rows = probe(args, model, tokenizer)
     trained = divergence.log_probabilities(model, rows)
     decode_rest(lora.unload(lora.merge(model)))
-    moved = f"KL from the trained model {divergence.kl(trained, divergence.log_probabilities(model, rows)):.1e}"
+    moved = (
+        "KL from the trained model "
+        f"{divergence.kl(trained, divergence.log_probabilities(model, rows)):.1e}"
+    )
     if args.requantize:
         qlora.quantize_model(model, code=args.requantize)
-        moved += f", after {args.requantize} {divergence.kl(trained, divergence.log_probabilities(model, rows)):.1e}"
+        moved += (
+            f", after {args.requantize} "
+            f"{divergence.kl(trained, divergence.log_probabilities(model, rows)):.1e}"
+        )
     write(model, out, args.requantize)
     copy_tokenizer(folder, out)
     print(f"{out}: {args.model} with {args.adapter} merged in, a Hugging Face folder")

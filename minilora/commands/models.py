@@ -1,7 +1,8 @@
 """What the commands share: a model by name with its adapter, and the options that name one.
 
-What it replaces: `PeftModel.from_pretrained`. How it works: `loading.py` turns the name into a model; if the adapter's run.json says
-that it was trained over a quantized base, the base is quantized in the same way before the adapter goes on, whichever backend trained it.
+What it replaces: `PeftModel.from_pretrained`. How it works: `loading.py` turns the name into a
+model; if the adapter's run.json says that it was trained over a quantized base, the base is
+quantized in the same way before the adapter goes on, whichever backend trained it.
 What it leaves out: models other than Llama.
 Where numerics differ: nowhere; see llama.py, qlora.py, int8.py, lora/.
 """
@@ -12,7 +13,7 @@ import json
 from pathlib import Path
 
 from ..errors import MiniloraError
-from ..loading import INT8, load_base, pick_device, quantize_base, recipe, resolve
+from ..loading import INT8, load_base, pick_device, recipe, resolve
 
 
 def positions(folder: Path) -> int:
@@ -23,7 +24,9 @@ def positions(folder: Path) -> int:
 
 
 def adapter_quantization(adapter: str, code: str | None) -> dict | None:
-    """How the base under `adapter` is to be quantized: `code` if given ("none": not at all), else as its run.json says."""
+    """How the base under `adapter` is to be quantized: `code` if given ("none": not at all), else
+    as its run.json says.
+    """
     if code == "none":
         return None
     saved = None
@@ -32,19 +35,29 @@ def adapter_quantization(adapter: str, code: str | None) -> dict | None:
         try:
             saved = json.loads(path.read_text(encoding="utf-8")).get("quantization")
         except (OSError, ValueError, AttributeError) as error:
-            raise MiniloraError(f"{path} is damaged ({error}); name the base's code with --code nf4 or --code none") from error
+            raise MiniloraError(
+                f"{path} is damaged ({error}); name the base's code with --code nf4 or --code none"
+            ) from error
     if code is not None:
         return saved if saved and saved.get("code") == code else recipe(code)
     return saved
 
 
 def load(args):
-    """(model, tokenizer) for `--model`, `--adapter`, `--code` and `--device` of generate, evaluate and merge."""
+    """(model, tokenizer) for `--model`, `--adapter`, `--code` and `--device` of generate, evaluate
+    and merge.
+    """
     folder = resolve(args.model)
     adapter = args.adapter
     if adapter is not None and not Path(adapter).is_dir():
         raise MiniloraError(f"no adapter at {adapter}; give the --out folder of a finetune run")
-    quantization = adapter_quantization(adapter, args.code) if adapter else None if args.code in (None, "none") else recipe(args.code)
+    quantization = (
+        adapter_quantization(adapter, args.code)
+        if adapter
+        else None
+        if args.code in (None, "none")
+        else recipe(args.code)
+    )
 
     from .. import lora
     from ..text import Tokenizer
@@ -59,7 +72,17 @@ def load(args):
 
 def add_model_arguments(parser) -> None:
     """The options that name a model, the same for each command that loads one."""
-    parser.add_argument("--model", default="tiny", help="tiny (the shipped base), a Hugging Face folder, or a Hub name")
-    parser.add_argument("--adapter", metavar="DIR", help="the --out folder of a finetune run, or a PEFT adapter")
-    parser.add_argument("--code", help=f"quantize the base: nf4, fp4, int8 … in blocks, or {INT8} as --method int8 does; none: do not (default: as the adapter was trained)")
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        help="tiny (the shipped base), a Hugging Face folder, or a Hub name",
+    )
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="the --out folder of a finetune run, or a PEFT adapter"
+    )
+    parser.add_argument(
+        "--code",
+        help=f"quantize the base: nf4, fp4, int8 … in blocks, or {INT8} as --method int8 does; "
+        "none: do not (default: as the adapter was trained)",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")

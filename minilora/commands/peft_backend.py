@@ -1,8 +1,10 @@
-"""`minilora finetune --backend peft`: the same run with transformers' model, PEFT's adapter and bitsandbytes' quantization.
+"""`minilora finetune --backend peft`: the same run with transformers' model, PEFT's adapter and
+bitsandbytes' quantization.
 
-What it replaces: a second training script. How it works: rows, loss mask, batches, seed, learning rates, loop, resume and the run's folder are
-finetune's own; only the model comes from `hub.py`, and what it learned is written by the libraries. `evaluate`, `generate` and `merge` read the
-folder as any other: they quantize the base in the same way and put the adapter on our Llama.
+What it replaces: a second training script. How it works: rows, loss mask, batches, seed, learning
+rates, loop, resume and the run's folder are finetune's own; only the model comes from `hub.py`, and
+what it learned is written by the libraries. `evaluate`, `generate` and `merge` read the folder as
+any other: they quantize the base in the same way and put the adapter on our Llama.
 What it leaves out: code books other than bitsandbytes', the starts pissa and loftq.
 Where numerics differ: see hub.py; the adapter starts from the same numbers for the same seed.
 """
@@ -20,36 +22,59 @@ LIBRARIES = ("transformers", "peft", "bitsandbytes")
 
 
 def refuse(settings: dict) -> None:
-    """Raise MiniloraError for settings that only our own backend has, and where a library is missing."""
+    """Raise MiniloraError for settings that only our own backend has, and where a library is
+    missing.
+    """
     from ..hub import CODES
 
     method = settings["method"]
     if method == "qlora" and settings["code"] not in CODES:
-        raise MiniloraError(f"--code {settings['code']} is not among bitsandbytes' ({', '.join(CODES)}); choose one of them, or --backend minilora")
+        raise MiniloraError(
+            f"--code {settings['code']} is not among bitsandbytes' ({', '.join(CODES)}); "
+            "choose one of them, or --backend minilora"
+        )
     if method != "full" and settings["init"] not in ("kaiming", "gaussian"):
-        raise MiniloraError(f"--init {settings['init']} changes the base, which --backend peft leaves as it is; choose kaiming or gaussian, or --backend minilora")
-    needed = LIBRARIES if method in ("qlora", "int8") else LIBRARIES[:2] if method == "lora" else LIBRARIES[:1]
+        raise MiniloraError(
+            f"--init {settings['init']} changes the base, which --backend peft leaves as it "
+            "is; choose kaiming or gaussian, or --backend minilora"
+        )
+    needed = (
+        LIBRARIES
+        if method in ("qlora", "int8")
+        else LIBRARIES[:2]
+        if method == "lora"
+        else LIBRARIES[:1]
+    )
     for name in needed:
         try:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError as error:
-            raise MiniloraError(f"--backend peft needs {name}: pip install 'minilora[hub]'") from error
+            raise MiniloraError(
+                f"--backend peft needs {name}: pip install 'minilora[hub]'"
+            ) from error
 
 
 def versions() -> dict:
     """Of the libraries that are installed."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
+    return {
+        name: importlib.metadata.version(name)
+        for name in LIBRARIES
+        if importlib.util.find_spec(name)
+    }
 
 
 def build(settings: dict, folder: Path, device: str, targets: str | list[str]):
-    """The model, ready to be trained; returns (model, how to quantize the base when the adapter is used)."""
+    """The model, ready to be trained; returns (model, how to quantize the base when the adapter is
+    used).
+    """
     import torch
 
     from .. import hub
     from ..scoring import HALVES
 
     method = settings["method"]
-    wanted = torch.float32 if settings["precision"] == "fp32" else HALVES.get(settings["precision"])  # auto: what the device has
+    # auto: what the device has
+    wanted = torch.float32 if settings["precision"] == "fp32" else HALVES.get(settings["precision"])
     model = hub.load(str(folder), method, device=device, code=settings["code"], dtype=wanted)
     torch.manual_seed(settings["seed"])
     if method == "full":

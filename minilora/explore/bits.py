@@ -1,9 +1,11 @@
 """Lesson 04: flip the eight bits of a number, and move the border between exponent and mantissa.
 
 What it replaces: a table of bit patterns to be taken on trust.
-How it works: a sign bit, `exponent` bits and the rest as mantissa, read as IEEE 754 does (`numerics`). The picture shows each bit with its
-part, the three fields as numbers, the value they give, and where it stands among all positive values of the format.
-What it leaves out: the formats without infinity; there the highest exponent field holds numbers, too.
+How it works: a sign bit, `exponent` bits and the rest as mantissa, read as IEEE 754 does
+(`numerics`). The picture shows each bit with its part, the three fields as numbers, the value they
+give, and where it stands among all positive values of the format.
+What it leaves out: the formats without infinity; there the highest exponent field holds numbers,
+too.
 Where numerics differ: nowhere; decoding is exact.
 """
 
@@ -35,7 +37,14 @@ def compute(exponent: int, **flags: int) -> dict:
     digits = [flags[f"b{place}"] for place in range(WIDTH - 1, -1, -1)]
     code = int("".join(map(str, digits)), 2)
     sign, field, mantissa = (int(part) for part in numerics.fields(code, fmt))
-    return {"format": fmt, "digits": digits, "sign": sign, "field": field, "mantissa": mantissa, "value": float(numerics.decode(code, fmt))}
+    return {
+        "format": fmt,
+        "digits": digits,
+        "sign": sign,
+        "field": field,
+        "mantissa": mantissa,
+        "value": float(numerics.decode(code, fmt)),
+    }
 
 
 def told(found: dict) -> str:
@@ -56,15 +65,33 @@ def _boxes(found: dict) -> str:
     fmt, side, parts = found["format"], 54, []
     widths = (1, fmt.exponent, fmt.mantissa)
     start = 0
-    for (name, hue), width, number in zip(PARTS, widths, (found["sign"], found["field"], found["mantissa"])):
+    for (name, hue), width, number in zip(
+        PARTS, widths, (found["sign"], found["field"], found["mantissa"])
+    ):
         for place in range(start, start + width):
             x, lit = 4 + place * side, found["digits"][place]
             fill = palette.hue(hue) if lit else "none"
-            parts.append(f'<rect x="{x}" y="4" width="{side - 6}" height="{side - 6}" fill="{fill}" stroke="{palette.hue(hue)}" stroke-width="3"/>')
-            ink = {"fill": palette.ink([int(palette.hue(hue)[i : i + 2], 16) for i in (1, 3, 5)])} if lit else {}
-            parts.append(svg.text(x + side / 2 - 3, 36, str(lit), "middle", font_size="20px", **ink))
+            parts.append(
+                f'<rect x="{x}" y="4" width="{side - 6}" height="{side - 6}" fill="{fill}" '
+                f'stroke="{palette.hue(hue)}" stroke-width="3"/>'
+            )
+            ink = (
+                {"fill": palette.ink([int(palette.hue(hue)[i : i + 2], 16) for i in (1, 3, 5)])}
+                if lit
+                else {}
+            )
+            parts.append(
+                svg.text(x + side / 2 - 3, 36, str(lit), "middle", font_size="20px", **ink)
+            )
         middle = 4 + (start + width / 2) * side - 3
-        parts.append(svg.text(middle, 70, f"{name[:4]}. {number}" if width == 1 and name != "sign" else f"{name} {number}", "middle"))
+        parts.append(
+            svg.text(
+                middle,
+                70,
+                f"{name[:4]}. {number}" if width == 1 and name != "sign" else f"{name} {number}",
+                "middle",
+            )
+        )
         start += width
     return svg.canvas(WIDTH * side + 8, 78, *parts)
 
@@ -78,7 +105,10 @@ def _ruler(found: dict) -> str:
         return left + (right - left) * (np.log2(value) - low) / (high - low)
 
     ticks = "".join(f"M{place(v):.1f} 26V40" for v in values)
-    parts = [f'<path d="{ticks}" stroke="currentColor" fill="none"/>', f'<path d="M{left} 40H{right}" stroke="currentColor"/>']
+    parts = [
+        f'<path d="{ticks}" stroke="currentColor" fill="none"/>',
+        f'<path d="M{left} 40H{right}" stroke="currentColor"/>',
+    ]
     for value, anchor in ((values[0], "start"), (1.0, "middle"), (values[-1], "end")):
         parts.append(svg.text(place(value), 58, svg.number(value), anchor))
     size = abs(found["value"])
@@ -91,13 +121,24 @@ def render(found: dict) -> tuple[str, str]:
     fmt, values = found["format"], positives(found["format"].exponent)
     pattern = "".join(map(str, found["digits"]))
     label = (
-        f"{pattern[0]} {pattern[1 : 1 + fmt.exponent]} {pattern[1 + fmt.exponent :]}: {told(found)}. With {fmt.exponent} exponent and {fmt.mantissa} mantissa bits there are "
-        f"{len(values)} positive numbers, from {svg.number(values[0])} to {svg.number(values[-1])}; the ticks stand over a ruler of powers of two."
+        f"{pattern[0]} {pattern[1 : 1 + fmt.exponent]} {pattern[1 + fmt.exponent :]}: "
+        f"{told(found)}. With {fmt.exponent} exponent and {fmt.mantissa} mantissa bits there "
+        "are "
+        f"{len(values)} positive numbers, from {svg.number(values[0])} to "
+        f"{svg.number(values[-1])}; the ticks stand over a ruler of powers of two."
     )
     return label, layout.below([_boxes(found), _ruler(found)])
 
 
-EXPLORER = Explorer("bits", compute, render, [
-    Slider("exponent", range(2, 7), start=4, label="exponent bits"),
-    *(Slider(f"b{place}", (0, 1), start=START >> place & 1, label=f"bit {place}") for place in range(WIDTH - 1, -1, -1)),
-])
+EXPLORER = Explorer(
+    "bits",
+    compute,
+    render,
+    [
+        Slider("exponent", range(2, 7), start=4, label="exponent bits"),
+        *(
+            Slider(f"b{place}", (0, 1), start=START >> place & 1, label=f"bit {place}")
+            for place in range(WIDTH - 1, -1, -1)
+        ),
+    ],
+)

@@ -1,10 +1,13 @@
 """A chat in the page: a box for the question, the answer as it grows, a button that stops it.
 
 What it replaces: `gradio.ChatInterface`, and `input()` in a cell.
-How it works: `render(turns, state)` makes HTML of the turns, every word of which is escaped, for it comes from a user or from a model. A
-`Panel` answers in a thread of its own: the kernel stays free to hear the stop button, and the thread sets the HTML widget's value, twenty times
-a second at most. All controls are ipywidgets' own, so that Tab, Space and typing reach each; the turns are a log that a screen reader follows.
-What it leaves out: Markdown in answers; several chats at once. Without a kernel: `Conversation.ask` in a plain cell does the same.
+How it works: `render(turns, state)` makes HTML of the turns, every word of which is escaped, for it
+comes from a user or from a model. A `Panel` answers in a thread of its own: the kernel stays free
+to hear the stop button, and the thread sets the HTML widget's value, twenty times a second at most.
+All controls are ipywidgets' own, so that Tab, Space and typing reach each; the turns are a log that
+a screen reader follows.
+What it leaves out: Markdown in answers; several chats at once. Without a kernel: `Conversation.ask`
+in a plain cell does the same.
 Where numerics differ: nowhere; see chat.py.
 """
 
@@ -13,7 +16,8 @@ from __future__ import annotations
 import html
 import threading
 import time
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from ..chat import Conversation
 from ..errors import MiniloraError
@@ -24,7 +28,9 @@ BETWEEN = 0.05  # seconds from one redrawing to the next
 
 
 def render(turns: Sequence[dict], state: str = "idle", trouble: str = "") -> str:
-    """The chat as HTML: a log of turns, and a line with the state (`idle`, `answering` or `stopped`) or what went wrong."""
+    """The chat as HTML: a log of turns, and a line with the state (`idle`, `answering` or
+    `stopped`) or what went wrong.
+    """
     rows = "".join(
         f'<div style="margin:6px 0"><b>{NAMES[turn["role"]]}</b><div style="white-space:pre-wrap;line-height:1.4">{html.escape(turn["content"])}</div></div>'
         for turn in turns
@@ -32,12 +38,15 @@ def render(turns: Sequence[dict], state: str = "idle", trouble: str = "") -> str
     told = html.escape(trouble or STATES[state])
     return (
         f'<div class="minilora-chat" data-state="{html.escape(state)}" data-turns="{len(turns)}">'
-        f'<div role="log" aria-label="chat" aria-live="polite">{rows}</div><div role="status"><i>{told}</i></div></div>'
+        f'<div role="log" aria-label="chat" aria-live="polite">{rows}</div><div '
+        f'role="status"><i>{told}</i></div></div>'
     )
 
 
 class Panel:
-    """A conversation and its widgets. `ask` and `stop` are what the buttons do, and need no browser."""
+    """A conversation and its widgets. `ask` and `stop` are what the buttons do, and need no
+    browser.
+    """
 
     def __init__(self, conversation: Conversation, question: str = ""):
         self.conversation, self.question = conversation, question
@@ -49,7 +58,14 @@ class Panel:
 
     def html(self) -> str:
         """The chat as it stands, with the answer that is growing."""
-        turns = self.conversation.turns + ([] if self.state != "answering" else [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.growing}])
+        turns = self.conversation.turns + (
+            []
+            if self.state != "answering"
+            else [
+                {"role": "user", "content": self.question},
+                {"role": "assistant", "content": self.growing},
+            ]
+        )
         return render(turns, self.state, self.trouble)
 
     def draw(self, at_once: bool = True) -> None:
@@ -59,7 +75,9 @@ class Panel:
             self._drawn = time.monotonic()
 
     def ask(self, question: str) -> None:
-        """Begin to answer, in a thread. Nothing happens to an empty question, or while an answer is growing."""
+        """Begin to answer, in a thread. Nothing happens to an empty question, or while an answer is
+        growing.
+        """
         if not question.strip() or self.state == "answering":
             return
         self.question, self.growing, self.trouble, self.state = question, "", "", "answering"
@@ -72,7 +90,11 @@ class Panel:
         try:
             self.conversation.ask(self.question, self._grow, self.wanted.is_set)
         except Exception as error:  # a thread's exception would be seen by nobody
-            self.trouble = str(error) if isinstance(error, MiniloraError) else f"{type(error).__name__}: {error}"
+            self.trouble = (
+                str(error)
+                if isinstance(error, MiniloraError)
+                else f"{type(error).__name__}: {error}"
+            )
         self.state = "stopped" if self.wanted.is_set() else "idle"
         self.draw()
 
@@ -91,13 +113,25 @@ class Panel:
             self.thread.join()
 
     def show(self) -> Any:
-        """The panel as one widget for the last line of a cell. Raises MiniloraError where ipywidgets is missing."""
+        """The panel as one widget for the last line of a cell. Raises MiniloraError where
+        ipywidgets is missing.
+        """
         try:
             import ipywidgets
         except ImportError as error:
-            raise MiniloraError("the chat needs ipywidgets; install it with `pip install ipywidgets`, or call Conversation.ask") from error
-        box = ipywidgets.Textarea(value=self.question, description="your question", style={"description_width": "initial"}, layout={"width": "620px", "height": "110px"})
-        box.continuous_update = False  # sent whole when the box is left, so before Send is pressed; key by key, a slow kernel hears Send first
+            raise MiniloraError(
+                "the chat needs ipywidgets; install it with `pip install ipywidgets`, or call "
+                "Conversation.ask"
+            ) from error
+        box = ipywidgets.Textarea(
+            value=self.question,
+            description="your question",
+            style={"description_width": "initial"},
+            layout={"width": "620px", "height": "110px"},
+        )
+        # sent whole when the box is left, so before Send is pressed; key by key, a slow kernel
+        # hears Send first
+        box.continuous_update = False
         send, stop = ipywidgets.Button(description="Send"), ipywidgets.Button(description="Stop")
         self.picture = ipywidgets.HTML(value=self.html())
         send.on_click(lambda _: self.ask(box.value))

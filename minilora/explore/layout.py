@@ -1,7 +1,9 @@
 """Several SVG pictures as one: beside each other, or one below the other.
 
-What it replaces: a table or a flex box of pictures, which a still image for readers without a kernel cannot hold.
-How it works: each picture's outer `<svg>` is taken off, its inside moved by a translation, and one canvas put round all.
+What it replaces: a table or a flex box of pictures, which a still image for readers without a
+kernel cannot hold.
+How it works: each picture's outer `<svg>` is taken off, its inside moved by a translation, and one
+canvas put round all.
 What it leaves out: alignment other than to the top and to the left.
 Where numerics differ: nowhere.
 """
@@ -9,7 +11,7 @@ Where numerics differ: nowhere.
 from __future__ import annotations
 
 import re
-from typing import Sequence
+from collections.abc import Sequence
 
 from . import svg
 
@@ -43,5 +45,9 @@ def below(pictures: Sequence[str], gap: int = 10) -> str:
 
 
 def sign(words: str, height: int, width: int = 22) -> str:
-    """A word or sign, such as ×, in the middle of a box of `height`, to stand between two pictures."""
-    return svg.canvas(width, height, svg.text(width / 2, height / 2 + 6, words, "middle", font_size="18px"))
+    """A word or sign, such as ×, in the middle of a box of `height`, to stand between two
+    pictures.
+    """
+    return svg.canvas(
+        width, height, svg.text(width / 2, height / 2 + 6, words, "middle", font_size="18px")
+    )

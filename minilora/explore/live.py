@@ -1,8 +1,10 @@
 """The loss while it falls: a picture that grows with the run.
 
-What it replaces: a progress bar beside a plot that is cleared and drawn anew, which flickers and stays in the saved page.
-How it works: a `LossPicture` is handed to `train.fit` as `on_step`. It keeps the losses, and sets the value of one HTML widget to a new SVG a
-few times a second. `still()` is the finished picture for readers without a kernel.
+What it replaces: a progress bar beside a plot that is cleared and drawn anew, which flickers and
+stays in the saved page.
+How it works: a `LossPicture` is handed to `train.fit` as `on_step`. It keeps the losses, and sets
+the value of one HTML widget to a new SVG a few times a second. `still()` is the finished picture
+for readers without a kernel.
 What it leaves out: validation losses, which `fit` returns with its history.
 Where numerics differ: nowhere.
 """
@@ -29,7 +31,9 @@ class LossPicture:
 
     def __call__(self, step: int, loss: float) -> None:
         self.losses[step] = loss
-        if self.picture is not None and (step == self.steps or time.monotonic() - self._drawn >= BETWEEN):
+        if self.picture is not None and (
+            step == self.steps or time.monotonic() - self._drawn >= BETWEEN
+        ):
             self.picture.value = self.html()
             self._drawn = time.monotonic()
 
@@ -40,9 +44,24 @@ class LossPicture:
     def _drawing(self) -> tuple[str, str]:
         done, losses = list(self.losses), list(self.losses.values())
         if not done:
-            return f"step 0 of {self.steps}", svg.lines({}, x_label="step", y_label="loss (nats per token)", x_range=(1, max(2, self.steps)), y_range=(0, 1))
-        told = f"step {done[-1]} of {self.steps}: loss {losses[-1]:.3f}, {losses[0]:.3f} at step {done[0]}"
-        drawn = svg.lines({"loss": (done, losses)}, x_label="step", y_label="loss (nats per token)", x_range=(1, max(2, self.steps)), y_range=(0, max(losses)))
+            return f"step 0 of {self.steps}", svg.lines(
+                {},
+                x_label="step",
+                y_label="loss (nats per token)",
+                x_range=(1, max(2, self.steps)),
+                y_range=(0, 1),
+            )
+        told = (
+            f"step {done[-1]} of {self.steps}: loss {losses[-1]:.3f}, {losses[0]:.3f} at step "
+            f"{done[0]}"
+        )
+        drawn = svg.lines(
+            {"loss": (done, losses)},
+            x_label="step",
+            y_label="loss (nats per token)",
+            x_range=(1, max(2, self.steps)),
+            y_range=(0, max(losses)),
+        )
         return told, drawn
 
     def html(self) -> str:
@@ -55,10 +74,15 @@ class LossPicture:
         return Still(*self._drawing())
 
     def show(self) -> Any:
-        """The widget, to be displayed before the run begins. Raises MiniloraError where ipywidgets is missing."""
+        """The widget, to be displayed before the run begins. Raises MiniloraError where ipywidgets
+        is missing.
+        """
         try:
             import ipywidgets
         except ImportError as error:
-            raise MiniloraError("the live picture needs ipywidgets; install it with `pip install ipywidgets`, or look at still()") from error
+            raise MiniloraError(
+                "the live picture needs ipywidgets; install it with `pip install ipywidgets`, "
+                "or look at still()"
+            ) from error
         self.picture = ipywidgets.HTML(value=self.html())
         return self.picture

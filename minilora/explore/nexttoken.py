@@ -1,12 +1,15 @@
 """Lesson 02: the shipped base's own distribution over the next token, by temperature and top-k.
 
 What it replaces: a made-up distribution over five words.
-How it works: the base reads a few words once, and the logits of the next token are kept. `sampling.filter_logits`, the function that
-`generate` uses, divides them by the temperature and cuts them to the top k; a softmax makes probabilities of them. The picture shows the
-likeliest tokens, a tick where each stood before (temperature 1, nothing cut), and forty draws: forty fixed numbers from 0 to 1, each of
-which picks the token on whose stretch it falls when all probabilities lie end to end, the likeliest first.
+How it works: the base reads a few words once, and the logits of the next token are kept.
+`sampling.filter_logits`, the function that `generate` uses, divides them by the temperature and
+cuts them to the top k; a softmax makes probabilities of them. The picture shows the likeliest
+tokens, a tick where each stood before (temperature 1, nothing cut), and forty draws: forty fixed
+numbers from 0 to 1, each of which picks the token on whose stretch it falls when all probabilities
+lie end to end, the likeliest first.
 What it leaves out: top-p; what is written after the next token.
-Where numerics differ: the draws of `generate` come from torch's generator, these from NumPy's; the probabilities are the same.
+Where numerics differ: the draws of `generate` come from torch's generator, these from NumPy's; the
+probabilities are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ TOP_K = (1, 2, 3, 5, 8, 12, 20, 50, 200, "all")
 
 @functools.cache
 def observed() -> tuple[np.ndarray, tuple[str, ...]]:
-    """The base's logits (V,) of the token after PROMPT, largest first, and the SHOWN likeliest tokens as text."""
+    """The base's logits (V,) of the token after PROMPT, largest first, and the SHOWN likeliest
+    tokens as text.
+    """
     import torch
 
     from ..files import data_folder
@@ -36,7 +41,10 @@ def observed() -> tuple[np.ndarray, tuple[str, ...]]:
     folder = data_folder() / "base"
     tokenizer = Tokenizer.from_pretrained(folder)
     with torch.no_grad():
-        logits = Llama.from_pretrained(folder)(torch.tensor([tokenizer.encode(PROMPT, bos=True)]))[0, -1]  # (V,)
+        # (V,)
+        logits = Llama.from_pretrained(folder)(torch.tensor([tokenizer.encode(PROMPT, bos=True)]))[
+            0, -1
+        ]
     ordered, ids = logits.sort(descending=True)
     words = (tokenizer.decode([i], skip_special=False) for i in ids[:SHOWN].tolist())
     return ordered.numpy(), tuple(word.replace(" ", "␣").replace("\n", "⏎") for word in words)
@@ -49,7 +57,12 @@ def probabilities(temperature: float, top_k: int | str) -> np.ndarray:
     from ..sampling import filter_logits
 
     logits = torch.tensor(observed()[0])[None]  # (1, V)
-    return filter_logits(logits, temperature, None if top_k == "all" else top_k).softmax(-1)[0].double().numpy()
+    return (
+        filter_logits(logits, temperature, None if top_k == "all" else top_k)
+        .softmax(-1)[0]
+        .double()
+        .numpy()
+    )
 
 
 @functools.cache
@@ -59,13 +72,21 @@ def uniforms() -> np.ndarray:
 
 
 def compute(temperature: float, top_k: int | str) -> dict:
-    """Probabilities before and after, draws by token, and how many tokens the distribution is as good as."""
+    """Probabilities before and after, draws by token, and how many tokens the distribution is as
+    good as.
+    """
     p = probabilities(temperature, top_k)
     drawn = np.minimum(np.searchsorted(p.cumsum(), uniforms()), int((p > 0).sum()) - 1)
     positive = p[p > 0]
     return {
-        "temperature": temperature, "top_k": top_k, "words": observed()[1], "p": p, "plain": probabilities(1.0, "all"), "left": len(positive),
-        "drawn": np.bincount(drawn, minlength=len(p)), "choices": math.exp(-float((positive * np.log(positive)).sum())),
+        "temperature": temperature,
+        "top_k": top_k,
+        "words": observed()[1],
+        "p": p,
+        "plain": probabilities(1.0, "all"),
+        "left": len(positive),
+        "drawn": np.bincount(drawn, minlength=len(p)),
+        "choices": math.exp(-float((positive * np.log(positive)).sum())),
     }
 
 
@@ -74,29 +95,64 @@ def _row(y: int, word: str, share: float, before: float, times: int) -> str:
     left, room = 110, 360
     parts = [
         svg.text(left - 8, y + 14, word, "end"),
-        f'<rect x="{left}" y="{y}" width="{max(room * share, 0.5):.1f}" height="18" fill="{palette.hue(0)}"/>',
-        f'<path d="M{left + room * before:.1f} {y - 2}v22" stroke="currentColor" stroke-width="2"/>',
+        f'<rect x="{left}" y="{y}" width="{max(room * share, 0.5):.1f}" height="18" '
+        f'fill="{palette.hue(0)}"/>',
+        f'<path d="M{left + room * before:.1f} {y - 2}v22" stroke="currentColor" '
+        'stroke-width="2"/>',
         svg.text(left + room + 62, y + 14, f"{100 * share:.1f} %", "end"),
-        svg.text(left + room + 76, y + 14, "●" * min(times, 14) + (f" {times}" if times > 14 else "")),
+        svg.text(
+            left + room + 76, y + 14, "●" * min(times, 14) + (f" {times}" if times > 14 else "")
+        ),
     ]
     return "".join(parts)
 
 
 def render(found: dict) -> tuple[str, str]:
     p, plain, drawn, words = found["p"], found["plain"], found["drawn"], found["words"]
-    kept = f"all {found['left']:,} tokens stay" if found["top_k"] == "all" else f"the {found['left']} likeliest stay" if found["left"] > 1 else "only the likeliest stays"
-    label = (
-        f"“{PROMPT} …”, temperature {found['temperature']:.1f}, {kept}: {words[0]} gets {100 * p[0]:.1f} %. The choice is as wide as one among "
-        f"{svg.number(found['choices'])} equally likely tokens; {DRAWS} draws hit {int((drawn > 0).sum())} different tokens."
+    kept = (
+        f"all {found['left']:,} tokens stay"
+        if found["top_k"] == "all"
+        else f"the {found['left']} likeliest stay"
+        if found["left"] > 1
+        else "only the likeliest stays"
     )
-    parts = [svg.text(2, 16, f"after “{PROMPT}”; ␣: space, bar: probability, tick: at temperature 1 with nothing cut, dots: {DRAWS} draws", font_size="12px")]
+    label = (
+        f"“{PROMPT} …”, temperature {found['temperature']:.1f}, {kept}: {words[0]} gets "
+        f"{100 * p[0]:.1f} %. The choice is as wide as one among "
+        f"{svg.number(found['choices'])} equally likely tokens; {DRAWS} draws hit "
+        f"{int((drawn > 0).sum())} different tokens."
+    )
+    parts = [
+        svg.text(
+            2,
+            16,
+            f"after “{PROMPT}”; ␣: space, bar: probability, tick: at temperature 1 with "
+            f"nothing cut, dots: {DRAWS} draws",
+            font_size="12px",
+        )
+    ]
     for row, word in enumerate(words):
         parts.append(_row(30 + 26 * row, word, p[row], plain[row], int(drawn[row])))
-    parts.append(_row(30 + 26 * SHOWN, "all others", p[SHOWN:].sum(), plain[SHOWN:].sum(), int(drawn[SHOWN:].sum())))
+    parts.append(
+        _row(
+            30 + 26 * SHOWN,
+            "all others",
+            p[SHOWN:].sum(),
+            plain[SHOWN:].sum(),
+            int(drawn[SHOWN:].sum()),
+        )
+    )
     return label, svg.canvas(740, 34 + 26 * (SHOWN + 1), *parts)
 
 
-EXPLORER = Explorer("nexttoken", compute, render, [
-    Slider("temperature", [round(0.1 * n, 1) for n in range(1, 31)], start=1.0, label="temperature"),
-    Slider("top_k", TOP_K, start="all", label="top-k"),
-])
+EXPLORER = Explorer(
+    "nexttoken",
+    compute,
+    render,
+    [
+        Slider(
+            "temperature", [round(0.1 * n, 1) for n in range(1, 31)], start=1.0, label="temperature"
+        ),
+        Slider("top_k", TOP_K, start="all", label="top-k"),
+    ],
+)

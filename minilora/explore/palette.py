@@ -1,16 +1,19 @@
 """Colours that colour-blind readers can tell apart, and colour maps for matrices.
 
-What it replaces: matplotlib's colour maps in the slider path, where importing and drawing cost too much per move.
-How it works: eight hues after Okabe and Ito (2008), to be used together with dashes and labels, never alone; and two colour maps,
-each a straight interpolation between a few anchors: `signed` (blue below zero, white at zero, orange above) and `plain` (dark blue
-to yellow, its lightness rising steadily so that it also reads in grey).
+What it replaces: matplotlib's colour maps in the slider path, where importing and drawing cost too
+much per move.
+How it works: eight hues after Okabe and Ito (2008), to be used together with dashes and labels,
+never alone; and two colour maps, each a straight interpolation between a few anchors: `signed`
+(blue below zero, white at zero, orange above) and `plain` (dark blue to yellow, its lightness
+rising steadily so that it also reads in grey).
 What it leaves out: other maps. Two are enough, and a course looks calmer so.
-Where numerics differ: values outside the range are clipped to its ends; NaN is drawn in the grey of `MISSING`.
+Where numerics differ: values outside the range are clipped to its ends; NaN is drawn in the grey of
+`MISSING`.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,7 +32,9 @@ def hue(index: int) -> str:
 
 
 def dash(index: int) -> str:
-    """The stroke-dasharray that goes with `hue(index)`, so that no line is known by its colour alone."""
+    """The stroke-dasharray that goes with `hue(index)`, so that no line is known by its colour
+    alone.
+    """
     return DASHES[(index + index // len(HUES)) % len(DASHES)]
 
 
@@ -46,7 +51,9 @@ def colours(values: np.ndarray, low: float, high: float, kind: str = "signed") -
 
 
 def span(values: np.ndarray, kind: str = "signed") -> tuple[float, float]:
-    """The range a colour map is stretched over: symmetric about zero for `signed`, from minimum to maximum for `plain`."""
+    """The range a colour map is stretched over: symmetric about zero for `signed`, from minimum to
+    maximum for `plain`.
+    """
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     if not finite.size:
@@ -58,6 +65,11 @@ def span(values: np.ndarray, kind: str = "signed") -> tuple[float, float]:
 
 
 def ink(colour: Sequence[int]) -> str:
-    """Black or white text, whichever stands out more on an RGB colour (WCAG 2: they tie at a luminance of 0.179)."""
-    light = sum(share * (channel / 255) ** 2.2 for share, channel in zip((0.2126, 0.7152, 0.0722), (int(c) for c in colour)))
+    """Black or white text, whichever stands out more on an RGB colour (WCAG 2: they tie at a
+    luminance of 0.179).
+    """
+    light = sum(
+        share * (channel / 255) ** 2.2
+        for share, channel in zip((0.2126, 0.7152, 0.0722), (int(c) for c in colour))
+    )
     return "#000" if light > 0.179 else "#fff"

@@ -1,8 +1,10 @@
 """LoRA: small matrices beside a frozen model.
 
-What it replaces: the parts of PEFT that fine-tuning with LoRA, rsLoRA and DoRA needs, in PEFT's file format.
-How it works: read layer.py first (the idea), then adapters.py (the model's switchboard), files.py (PEFT's folder),
-initial.py (PiSSA, LoftQ). This file only gathers their names: `from minilora import lora; lora.add_lora(model)`.
+What it replaces: the parts of PEFT that fine-tuning with LoRA, rsLoRA and DoRA needs, in PEFT's
+file format.
+How it works: read layer.py first (the idea), then adapters.py (the model's switchboard), files.py
+(PEFT's folder), initial.py (PiSSA, LoftQ). This file only gathers their names:
+`from minilora import lora; lora.add_lora(model)`.
 What it leaves out: PEFT's other methods.
 Where numerics differ: each file says so for itself.
 """
@@ -24,8 +26,8 @@ from .adapters import (
     use_adapter,
 )
 from .config import AdapterConfig
-from .files import adapter_state, load_adapter, save_adapter, save_adapters, set_adapter_state
 from .embedding import FullModule, LoRAEmbedding
+from .files import adapter_state, load_adapter, save_adapter, save_adapters, set_adapter_state
 from .initial import linear_weights, loftq, pissa
 from .layer import LoRALinear
 from .mixing import mix_adapters

@@ -1,20 +1,20 @@
 """Put adapters on a model, switch between them, silence them, merge them.
 
-What it replaces: `peft.get_peft_model` and PeftModel's methods; the model stays the object it was, no wrapper goes
-round it.
-How it works: `add_lora` puts a LoRALinear where each targeted linear layer stood and freezes all else. Everything
-after that sets a few attributes on those layers. A merge computes W + (B A)·s into a new linear layer and keeps the
-old one, so that unmerge restores the very bits.
+What it replaces: `peft.get_peft_model` and PeftModel's methods; the model stays the object it was,
+no wrapper goes round it.
+How it works: `add_lora` puts a LoRALinear where each targeted linear layer stood and freezes all
+else. Everything after that sets a few attributes on those layers. A merge computes W + (B A)·s into
+a new linear layer and keeps the old one, so that unmerge restores the very bits.
 What it leaves out: PEFT's other methods; adapters on convolutions.
-Where numerics differ: merge is bit-equal to PEFT's for one adapter (several in bf16 are rounded once, not after
-each); PEFT's unmerge subtracts again and does not get the old bits back.
+Where numerics differ: merge is bit-equal to PEFT's for one adapter (several in bf16 are rounded
+once, not after each); PEFT's unmerge subtracts again and does not get the old bits back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -38,19 +38,26 @@ def add_lora(
     variant: str = "lora",
     name: str = "default",
 ) -> nn.Module:
-    """Give `model` an adapter, freeze all else and return the model. In place; the new adapter is the active one.
+    """Give `model` an adapter, freeze all else and return the model. In place; the new adapter is
+    the active one.
 
-    targets: "all" (each linear layer but the head), a list of names, or a regular expression on whole paths. Raises
-    MiniloraError for a rank that does not fit, targets that match nothing, a name that is taken.
+    targets: "all" (each linear layer but the head), a list of names, or a regular expression on
+    whole paths. Raises MiniloraError for a rank that does not fit, targets that match nothing, a
+    name that is taken.
     """
     config = AdapterConfig(rank, alpha, targets, dropout, init, variant)
     return add_adapter(model, config, name)
 
 
 def add_adapter(
-    model: nn.Module, config: AdapterConfig, name: str = "default", strict: bool = True, weights: dict[str, torch.Tensor] | None = None
+    model: nn.Module,
+    config: AdapterConfig,
+    name: str = "default",
+    strict: bool = True,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> nn.Module:
-    """`add_lora` with every setting, patterns and full modules included. strict=False lets a target name match nothing.
+    """`add_lora` with every setting, patterns and full modules included. strict=False lets a target
+    name match nothing.
 
     `weights`: for init "loftq" over a quantized base, its `linear_weights` as they were before.
     """
@@ -65,11 +72,20 @@ def add_adapter(
 
 
 def place(
-    model: nn.Module, config: AdapterConfig, name: str, paths: Sequence[str], full: Sequence[str] = (), weights: dict[str, torch.Tensor] | None = None
+    model: nn.Module,
+    config: AdapterConfig,
+    name: str,
+    paths: Sequence[str],
+    full: Sequence[str] = (),
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Put adapter `name` on the modules at `paths` and copies on those at `full`; the first adapter freezes the model."""
+    """Put adapter `name` on the modules at `paths` and copies on those at `full`; the first adapter
+    freezes the model.
+    """
     if not adapters(model):
-        model.lora_frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        model.lora_frozen = [
+            parameter for parameter in model.parameters() if parameter.requires_grad
+        ]
         model.lora_adapters = {}
         model.requires_grad_(False)
     for path in paths:
@@ -84,29 +100,54 @@ def place(
 
 
 def check_name(model: nn.Module, name: str) -> None:
-    """A name becomes part of parameter names, so it is letters, digits, - and _, and taken only once."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == BASE or hasattr(nn.ParameterDict, name):
-        raise MiniloraError(f"adapter name {name!r} cannot be used; take letters, digits, - and _, such as 'default'")
+    """A name becomes part of parameter names, so it is letters, digits, - and _, and taken only
+    once.
+    """
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z0-9_-]+", name)
+        or name == BASE
+        or hasattr(nn.ParameterDict, name)
+    ):
+        raise MiniloraError(
+            f"adapter name {name!r} cannot be used; take letters, digits, - and _, such as "
+            "'default'"
+        )
     if name in adapters(model):
-        raise MiniloraError(f"the model has an adapter {name!r} already; choose another name, or remove_adapter(model, {name!r})")
+        raise MiniloraError(
+            f"the model has an adapter {name!r} already; choose another name, or "
+            f"remove_adapter(model, {name!r})"
+        )
 
 
 def check_rank(rank: int, path: str, module: nn.Module) -> None:
     """Above min(in, out) a product of two matrices is no longer a low-rank one."""
-    out_in = (module.out_features, module.in_features) if is_linear(module) else (module.num_embeddings, module.embedding_dim)
+    out_in = (
+        (module.out_features, module.in_features)
+        if is_linear(module)
+        else (module.num_embeddings, module.embedding_dim)
+    )
     if rank > min(out_in):
-        raise MiniloraError(f"rank {rank} is above the smaller side of {path} {out_in}; choose at most {min(out_in)}")
+        raise MiniloraError(
+            f"rank {rank} is above the smaller side of {path} {out_in}; choose at most "
+            f"{min(out_in)}"
+        )
 
 
 def adapted_in_place(model: nn.Module, path: str, kind: type[Adapted] | None = None) -> Adapted:
-    """The adapted layer at `path`; puts one there (of `kind`, or what suits the module) if the plain module still stands."""
+    """The adapted layer at `path`; puts one there (of `kind`, or what suits the module) if the
+    plain module still stands.
+    """
     module = model.get_submodule(path)
     if not isinstance(module, Adapted):
         kind = kind or (LoRAEmbedding if isinstance(module, nn.Embedding) else LoRALinear)
         module = kind(module).train(module.training)
         put(model, path, module)
     elif module.full != (kind is FullModule):
-        raise MiniloraError(f"{path} has an adapter and a full copy in different adapters; use one or the other for it")
+        raise MiniloraError(
+            f"{path} has an adapter and a full copy in different adapters; use one or the "
+            "other for it"
+        )
     return module
 
 
@@ -124,7 +165,10 @@ def need_adapter(model: nn.Module, name: str) -> AdapterConfig:
     """The settings of adapter `name`. Raises MiniloraError, saying which there are."""
     if name not in adapters(model):
         have = ", ".join(adapters(model)) or "none"
-        raise MiniloraError(f"the model has no adapter {name!r} (it has: {have}); add it with add_lora or load_adapter")
+        raise MiniloraError(
+            f"the model has no adapter {name!r} (it has: {have}); add it with add_lora or "
+            "load_adapter"
+        )
     return adapters(model)[name]
 
 
@@ -134,15 +178,23 @@ def refuse_merged(model: nn.Module, what: str) -> None:
 
 
 def use_adapter(model: nn.Module, name: str | Sequence[str], trainable: bool = True) -> nn.Module:
-    """Let `name` (or each name of a list, their outputs added) speak, and learn if `trainable`. All others are frozen."""
+    """Let `name` (or each name of a list, their outputs added) speak, and learn if `trainable`. All
+    others are frozen.
+    """
     names = [name] if isinstance(name, str) else list(name)
     for each in names:
         need_adapter(model, each)
     refuse_merged(model, "switch adapters")
-    speak = {layer: [each for each in names if layer.has(each)] for layer in adapted_layers(model).values()}
+    speak = {
+        layer: [each for each in names if layer.has(each)]
+        for layer in adapted_layers(model).values()
+    }
     for layer, here in speak.items():
         if layer.full and len(here) > 1:
-            raise MiniloraError(f"adapters {', '.join(here)} each train one whole module; only one of them can speak")
+            raise MiniloraError(
+                f"adapters {', '.join(here)} each train one whole module; only one of them "
+                "can speak"
+            )
     for layer, here in speak.items():
         layer.active = here
         for key, parameter in layer.adapter_parameters():
@@ -152,7 +204,9 @@ def use_adapter(model: nn.Module, name: str | Sequence[str], trainable: bool = T
 
 def active_adapters(model: nn.Module) -> list[str]:
     """The names that speak now, in the order in which they do."""
-    return list(dict.fromkeys(name for layer in adapted_layers(model).values() for name in layer.active))
+    return list(
+        dict.fromkeys(name for layer in adapted_layers(model).values() for name in layer.active)
+    )
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -161,19 +215,25 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) as counts of numbers; a packed 4-bit layer counts the weights it stands for."""
+    """(trainable, all) as counts of numbers; a packed 4-bit layer counts the weights it stands
+    for.
+    """
     modules = list(model.modules())
     packed = sum(
         m.in_features * m.out_features
         for m in modules
         if hasattr(m, "dense_weight") and "weight" not in dict(m.named_parameters(recurse=False))
     )
-    return sum(p.numel() for p in trainable_parameters(model)), packed + sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in trainable_parameters(model)), packed + sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the base model answers as if it had no adapter: the reference logits of DPO or a KL penalty, no second copy."""
+    """Inside, the base model answers as if it had no adapter: the reference logits of DPO or a KL
+    penalty, no second copy.
+    """
     before = {layer: layer.disabled for layer in adapted_layers(model).values()}
     refuse_merged(model, "silence adapters")
     try:
@@ -187,7 +247,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[nn.Module]:
-    """Inside, row i of every batch is answered by adapter `adapter_names[i]`; "__base__" is no adapter."""
+    """Inside, row i of every batch is answered by adapter `adapter_names[i]`; "__base__" is no
+    adapter.
+    """
     for name in adapter_names:
         if name != BASE:
             need_adapter(model, name)
@@ -203,14 +265,19 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[nn.M
 
 
 @torch.no_grad()
-def merge(model: nn.Module, name: str | Sequence[str] | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-    """Write the active adapters (or those named) into the weights: W + (B A)·s. In place; the old weights are kept for unmerge.
+def merge(
+    model: nn.Module, name: str | Sequence[str] | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Write the active adapters (or those named) into the weights: W + (B A)·s. In place; the old
+    weights are kept for unmerge.
 
-    A 4-bit base is decoded first and becomes an nn.Linear of its own type or `dtype`. Raises MiniloraError if already
-    merged or a merged weight is not finite; the model is then as it was.
+    A 4-bit base is decoded first and becomes an nn.Linear of its own type or `dtype`. Raises
+    MiniloraError if already merged or a merged weight is not finite; the model is then as it was.
     """
     refuse_merged(model, "merge")
-    names = active_adapters(model) if name is None else [name] if isinstance(name, str) else list(name)
+    names = (
+        active_adapters(model) if name is None else [name] if isinstance(name, str) else list(name)
+    )
     for each in names:
         need_adapter(model, each)
     merged = {}
@@ -219,7 +286,10 @@ def merge(model: nn.Module, name: str | Sequence[str] | None = None, dtype: torc
         if here:
             merged[layer] = layer.merged_base(here, dtype)
             if not all(torch.isfinite(p).all() for p in merged[layer].parameters()):
-                raise MiniloraError(f"merging {', '.join(here)} gives NaN or infinity in {path}; the adapter is broken, train it again")
+                raise MiniloraError(
+                    f"merging {', '.join(here)} gives NaN or infinity in {path}; the adapter "
+                    "is broken, train it again"
+                )
     for layer, base in merged.items():
         layer.base, layer.unmerged = base, (layer.base,)
     return model
@@ -236,7 +306,9 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Take the adapters off: plain modules stand again, with the adapters in their weights if merge was called, and learn again."""
+    """Take the adapters off: plain modules stand again, with the adapters in their weights if merge
+    was called, and learn again.
+    """
     layers = adapted_layers(model)
     untie(model, layers)
     for path, layer in layers.items():
@@ -250,9 +322,15 @@ def unload(model: nn.Module) -> nn.Module:
 
 
 def untie(model: nn.Module, layers: dict[str, Adapted]) -> None:
-    """If a merge gave a tied embedding or head weights of its own, store the two apart from now on."""
+    """If a merge gave a tied embedding or head weights of its own, store the two apart from now
+    on.
+    """
     config = getattr(model, "config", None)
-    ends = [layer for path, layer in layers.items() if path.rpartition(".")[2] in (*HEADS, "embed_tokens")]
+    ends = [
+        layer
+        for path, layer in layers.items()
+        if path.rpartition(".")[2] in (*HEADS, "embed_tokens")
+    ]
     merged = [layer for layer in ends if layer.merged]
     if not merged or not getattr(config, "tie_word_embeddings", False):
         return

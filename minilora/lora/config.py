@@ -1,18 +1,21 @@
 """What an adapter is made of: its rank, its scale, where it sits, how it starts.
 
 What it replaces: `peft.LoraConfig`, about fifty fields of which these are the ones the lessons use.
-How it works: a frozen dataclass that checks itself, and answers for one module path which rank, alpha and scale hold
-there (a pattern for a layer overrides the number for the whole adapter, matched as PEFT matches it).
-What it leaves out: PEFT's other methods and inits (EVA, CorDA, OLoRA, ...), convolutions, LoRA biases.
-Where numerics differ: nowhere. Scale is α/r (Hu et al. 2021, §4.1) or α/√r for rsLoRA (Kalajdzievski 2023).
+How it works: a frozen dataclass that checks itself, and answers for one module path which rank,
+alpha and scale hold there (a pattern for a layer overrides the number for the whole adapter,
+matched as PEFT matches it).
+What it leaves out: PEFT's other methods and inits (EVA, CorDA, OLoRA, ...), convolutions, LoRA
+biases.
+Where numerics differ: nowhere. Scale is α/r (Hu et al. 2021, §4.1) or α/√r for rsLoRA
+(Kalajdzievski 2023).
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Sequence
 
 from ..errors import MiniloraError
 
@@ -22,11 +25,12 @@ INITS = ("kaiming", "gaussian", "random", "pissa", "loftq")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """One adapter's settings. `targets`: "all", a list of names, or a regular expression on the whole path.
+    """One adapter's settings. `targets`: "all", a list of names, or a regular expression on the
+    whole path.
 
-    `rank_pattern` and `alpha_pattern` map a name (or regular expression for the end of a path) to a number;
-    `full_modules` are trained whole beside the adapter (PEFT: modules_to_save); `base_model` names the base.
-    Raises MiniloraError on any value that cannot work.
+    `rank_pattern` and `alpha_pattern` map a name (or regular expression for the end of a path) to a
+    number; `full_modules` are trained whole beside the adapter (PEFT: modules_to_save);
+    `base_model` names the base. Raises MiniloraError on any value that cannot work.
     """
 
     rank: int = 8
@@ -41,30 +45,61 @@ class AdapterConfig:
     base_model: str | None = None
 
     def __post_init__(self):
-        for where, rank in [("rank", self.rank), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
+        for where, rank in [
+            ("rank", self.rank),
+            *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items()),
+        ]:
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise MiniloraError(f"{where} is {rank!r}; it must be a whole number from 1 up, such as 8")
-        for where, alpha in [("alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items())]:
-            if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-                raise MiniloraError(f"{where} is {alpha!r}; it must be a positive number, such as 2 * rank")
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+                raise MiniloraError(
+                    f"{where} is {rank!r}; it must be a whole number from 1 up, such as 8"
+                )
+        for where, alpha in [
+            ("alpha", self.alpha),
+            *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()),
+        ]:
+            if (
+                isinstance(alpha, bool)
+                or not isinstance(alpha, (int, float))
+                or not 0 < alpha < math.inf
+            ):
+                raise MiniloraError(
+                    f"{where} is {alpha!r}; it must be a positive number, such as 2 * rank"
+                )
+        if (
+            isinstance(self.dropout, bool)
+            or not isinstance(self.dropout, (int, float))
+            or not 0 <= self.dropout < 1
+        ):
             raise MiniloraError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
         if self.variant not in VARIANTS:
-            raise MiniloraError(f"variant {self.variant!r} is not known; choose one of {', '.join(VARIANTS)}")
+            raise MiniloraError(
+                f"variant {self.variant!r} is not known; choose one of {', '.join(VARIANTS)}"
+            )
         if self.init not in INITS and not re.fullmatch(r"(pissa|loftq)_niter_[1-9]\d*", self.init):
-            raise MiniloraError(f"init {self.init!r} is not known; choose one of {', '.join(INITS)} or pissa_niter_16, loftq_niter_5")
+            raise MiniloraError(
+                f"init {self.init!r} is not known; choose one of {', '.join(INITS)} or "
+                "pissa_niter_16, loftq_niter_5"
+            )
         self._check_names()
 
     def _check_names(self):
-        for pattern in [*self.rank_pattern, *self.alpha_pattern, *([self.targets] if isinstance(self.targets, str) else [])]:
+        for pattern in [
+            *self.rank_pattern,
+            *self.alpha_pattern,
+            *([self.targets] if isinstance(self.targets, str) else []),
+        ]:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise MiniloraError(f"{pattern!r} is no regular expression ({error}); to name modules give a list") from None
+                raise MiniloraError(
+                    f"{pattern!r} is no regular expression ({error}); to name modules give a list"
+                ) from None
         if not isinstance(self.targets, str):
             object.__setattr__(self, "targets", list(self.targets))
             if not self.targets or not all(isinstance(name, str) and name for name in self.targets):
-                raise MiniloraError(f'targets is {self.targets!r}; give "all" or names such as ["q_proj", "v_proj"]')
+                raise MiniloraError(
+                    f'targets is {self.targets!r}; give "all" or names such as ["q_proj", "v_proj"]'
+                )
         object.__setattr__(self, "full_modules", list(self.full_modules))
 
     @property

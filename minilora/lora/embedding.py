@@ -1,19 +1,19 @@
 """LoRA on an embedding table, and modules trained whole beside an adapter.
 
 What it replaces: `peft.tuners.lora.layer.Embedding` and `peft.utils.ModulesToSaveWrapper`.
-How it works: an embedding is a linear layer whose input is one-hot: W (tokens, dim) + (B A)ᵀ·s with A (r, tokens),
-B (dim, r). A is a table as well: the token's column is looked up and multiplied by Bᵀ. Here A starts at zero and B
-at random, so that a token's first update has a direction. A full module (a head, a norm) is a trainable copy that
-answers in the place of the frozen one.
+How it works: an embedding is a linear layer whose input is one-hot: W (tokens, dim) + (B A)ᵀ·s with
+A (r, tokens), B (dim, r). A is a table as well: the token's column is looked up and multiplied by
+Bᵀ. Here A starts at zero and B at random, so that a token's first update has a direction. A full
+module (a head, a norm) is a trainable copy that answers in the place of the frozen one.
 What it leaves out: `max_norm`, sparse gradients, Gemma's scaled embeddings.
-Where numerics differ: nowhere; forward and merge are bit-equal to PEFT's. A tied head goes on using the table as it
-was.
+Where numerics differ: nowhere; forward and merge are bit-equal to PEFT's. A tied head goes on using
+the table as it was.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -25,7 +25,9 @@ from .layer import Adapted, AdaptedWeight, adapter_place
 
 
 class LoRAEmbedding(AdaptedWeight):
-    """An nn.Embedding with adapters. lora_embedding_A[name] is (r, tokens), lora_embedding_B[name] is (dim, r)."""
+    """An nn.Embedding with adapters. lora_embedding_A[name] is (r, tokens), lora_embedding_B[name]
+    is (dim, r).
+    """
 
     keys = ("lora_embedding_A", "lora_embedding_B")
 
@@ -74,13 +76,17 @@ class LoRAEmbedding(AdaptedWeight):
         """A new nn.Embedding whose table holds the adapters `names`."""
         base = self.base
         table = self.merged_weight(names).T.to(dtype or base.weight.dtype).contiguous()
-        merged = nn.Embedding(base.num_embeddings, base.embedding_dim, base.padding_idx, device="meta").train(self.training)
+        merged = nn.Embedding(
+            base.num_embeddings, base.embedding_dim, base.padding_idx, device="meta"
+        ).train(self.training)
         merged.weight = nn.Parameter(table, requires_grad=False)
         return merged
 
 
 class FullModule(Adapted):
-    """Any module with trainable copies beside it, one for each adapter that trains it whole (PEFT: modules_to_save)."""
+    """Any module with trainable copies beside it, one for each adapter that trains it whole (PEFT:
+    modules_to_save).
+    """
 
     full = True
 
@@ -89,10 +95,15 @@ class FullModule(Adapted):
         self.modules_to_save = nn.ModuleDict()
 
     def add(self, name: str) -> None:
-        """Start from the base's own weights. Raises MiniloraError for a module without floating-point parameters."""
+        """Start from the base's own weights. Raises MiniloraError for a module without
+        floating-point parameters.
+        """
         twin = copy.deepcopy(self.base).requires_grad_(True)
         if not any(True for _ in twin.parameters()):
-            raise MiniloraError(f"a {type(self.base).__name__} has no weights that could be trained whole; choose another module")
+            raise MiniloraError(
+                f"a {type(self.base).__name__} has no weights that could be trained whole; "
+                "choose another module"
+            )
         self.modules_to_save[name] = twin
 
     def has(self, name: str) -> bool:
@@ -115,7 +126,11 @@ class FullModule(Adapted):
         if self.silent:
             return self.base(*inputs, **options)
         if self.rows is not None:
-            return self.by_rows(inputs[0], self.base(*inputs, **options), lambda name, x, y: self.modules_to_save[name](x))
+            return self.by_rows(
+                inputs[0],
+                self.base(*inputs, **options),
+                lambda name, x, y: self.modules_to_save[name](x),
+            )
         return self.modules_to_save[self.active[-1]](*inputs, **options)
 
     def merged_base(self, names: list[str], dtype: torch.dtype | None = None) -> nn.Module:

@@ -1,14 +1,16 @@
 """Adapters on disk, in PEFT's own folder: adapter_config.json and adapter_model.safetensors.
 
 What it replaces: PeftModel.save_pretrained and PeftModel.from_pretrained.
-How it works: each tensor is called `base_model.model.` + the module's path + `.lora_A.weight` (or lora_B.weight,
-lora_embedding_A, lora_embedding_B, lora_magnitude_vector; full modules as `.weight`), the adapter's name is left
-out. Loading is strict and looks before it touches: every tensor must be there, of the right shape and finite, and
-none may be left over. A sample of the base's weights goes into the file's metadata, so that an adapter for another
-base of the same shape is refused too, and so is a base that the adapter is merged into already (merged.py). PiSSA's and LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a
-quantized base says there how it was quantized, and goes on no other.
-What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have (named in the
-error).
+How it works: each tensor is called `base_model.model.` + the module's path + `.lora_A.weight` (or
+lora_B.weight, lora_embedding_A, lora_embedding_B, lora_magnitude_vector; full modules as
+`.weight`), the adapter's name is left out. Loading is strict and looks before it touches: every
+tensor must be there, of the right shape and finite, and none may be left over. A sample of the
+base's weights goes into the file's metadata, so that an adapter for another base of the same shape
+is refused too, and so is a base that the adapter is merged into already (merged.py). PiSSA's and
+LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a quantized base
+says there how it was quantized, and goes on no other.
+What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have
+(named in the error).
 Where numerics differ: nowhere; tensors are stored as they are.
 """
 
@@ -18,15 +20,22 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 import torch
 from torch import nn
 
 from ..errors import MiniloraError
 from ..files import atomic_folder, sort_metadata
-from .adapters import adapted_layers, adapters, add_adapter, need_adapter, refuse_merged, use_adapter
+from .adapters import (
+    adapted_layers,
+    adapters,
+    add_adapter,
+    need_adapter,
+    refuse_merged,
+    use_adapter,
+)
 from .config import AdapterConfig
 from .initial import LOFTQ_BASE, packed_form
 from .layer import expected_shapes
@@ -39,10 +48,21 @@ SAMPLE_KEY = "minilora_base"
 LOFTQ_KEY = "minilora_loftq_base"
 INIT_TO_PEFT = {"kaiming": True, "random": False}
 UNSUPPORTED = (
-    "layers_to_transform", "exclude_modules", "fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters",
-    "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "velora_config",
-    "monteclora_config", "kasa_config",
-)  # fmt: skip
+    "layers_to_transform",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "velora_config",
+    "monteclora_config",
+    "kasa_config",
+)
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
@@ -56,29 +76,48 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, torch.Te
 
 
 @torch.no_grad()
-def set_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor], name: str = "default") -> nn.Module:
-    """Copy `state` (as adapter_state gives it) into adapter `name`. Raises MiniloraError unless it fits exactly; nothing is copied then."""
+def set_adapter_state(
+    model: nn.Module, state: Mapping[str, torch.Tensor], name: str = "default"
+) -> nn.Module:
+    """Copy `state` (as adapter_state gives it) into adapter `name`. Raises MiniloraError unless it
+    fits exactly; nothing is copied then.
+    """
     need_adapter(model, name)
     places = {
         f"{PREFIX}{path}.{key}": tensor
         for path, layer in adapted_layers(model).items()
         for key, tensor in layer.tensors(name).items()
     }
-    check_state(state, {key: tuple(tensor.shape) for key, tensor in places.items()}, f"adapter {name!r}")
+    check_state(
+        state, {key: tuple(tensor.shape) for key, tensor in places.items()}, f"adapter {name!r}"
+    )
     for key, tensor in places.items():
         tensor.copy_(state[key])
     return model
 
 
-def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple], source: str) -> None:
-    """Exactly the expected keys, each of its shape and finite, or a MiniloraError that names the first that is not."""
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+def check_state(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple], source: str
+) -> None:
+    """Exactly the expected keys, each of its shape and finite, or a MiniloraError that names the
+    first that is not.
+    """
+    missing, unexpected = (
+        sorted(expected.keys() - state.keys()),
+        sorted(state.keys() - expected.keys()),
+    )
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise MiniloraError(f"{source} lacks {missing[0]}{more}; it was made for another model or other targets, load it on its own base")
+        raise MiniloraError(
+            f"{source} lacks {missing[0]}{more}; it was made for another model or other "
+            "targets, load it on its own base"
+        )
     if unexpected:
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
-        raise MiniloraError(f"{source} holds {unexpected[0]}{more}, for which the model has no place; load it on the base it was made for")
+        raise MiniloraError(
+            f"{source} holds {unexpected[0]}{more}, for which the model has no place; load it "
+            "on the base it was made for"
+        )
     for key, shape in expected.items():
         if tuple(state[key].shape) != shape:
             raise MiniloraError(
@@ -90,7 +129,10 @@ def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple]
 
 def check_finite(key: str, tensor: torch.Tensor, source: str) -> None:
     if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-        raise MiniloraError(f"{source}: {key} holds NaN, infinity or no floating-point numbers; train or fetch the adapter again")
+        raise MiniloraError(
+            f"{source}: {key} holds NaN, infinity or no floating-point numbers; train or "
+            "fetch the adapter again"
+        )
 
 
 def save_adapter(
@@ -100,11 +142,13 @@ def save_adapter(
     base_model: str | None = None,
     as_lora: bool = False,
 ) -> None:
-    """Write adapter `name` into folder `path`, as PEFT would. `base_model` is the base's name or folder, for the record.
+    """Write adapter `name` into folder `path`, as PEFT would. `base_model` is the base's name or
+    folder, for the record.
 
-    as_lora: write a PiSSA adapter as an ordinary one of twice the rank, for the base as it was before PiSSA changed it (always
-    so for pissa_niter_N, whose random split could not be repeated). Raises MiniloraError for an unknown name, NaN in
-    the adapter or a folder that cannot be written; nothing is half-written.
+    as_lora: write a PiSSA adapter as an ordinary one of twice the rank, for the base as it was
+    before PiSSA changed it (always so for pissa_niter_N, whose random split could not be repeated).
+    Raises MiniloraError for an unknown name, NaN in the adapter or a folder that cannot be written;
+    nothing is half-written.
     """
     from safetensors.torch import save_file
 
@@ -123,14 +167,20 @@ def save_adapter(
         metadata[LOFTQ_KEY] = json.dumps(form)
     with atomic_folder(path) as folder:
         save_file(state, folder / WEIGHTS, metadata=metadata)
-        sort_metadata(folder / WEIGHTS)  # the library draws the order of two entries anew each time; equal adapters must be equal bytes
+        # the library draws the order of two entries anew each time; equal adapters must be equal
+        # bytes
+        sort_metadata(folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def pissa_as_lora(model: nn.Module, name: str, settings: dict, state: dict) -> tuple[dict, dict]:
-    """The same change of the untouched base: s B A − s B₀ A₀ = s [B, −B₀] [A; A₀], of rank 2r. Returns settings and state."""
+    """The same change of the untouched base: s B A − s B₀ A₀ = s [B, −B₀] [A; A₀], of rank 2r.
+    Returns settings and state.
+    """
     if settings["use_dora"]:
-        raise MiniloraError(f"adapter {name!r} has DoRA magnitudes on a PiSSA base; save it without as_lora")
+        raise MiniloraError(
+            f"adapter {name!r} has DoRA magnitudes on a PiSSA base; save it without as_lora"
+        )
     state = dict(state)
     for path, layer in adapted_layers(model).items():
         if layer.has(name) and not layer.full:
@@ -138,29 +188,50 @@ def pissa_as_lora(model: nn.Module, name: str, settings: dict, state: dict) -> t
             A0, B0 = (tensor.cpu() for tensor in layer.start[name])
             state |= {A: torch.cat([state[A], A0]), B: torch.cat([state[B], -B0], dim=1)}
     grow = math.sqrt(2) if settings["use_rslora"] else 2  # keeps α/r, or α/√r, as it was
-    changed = {"init_lora_weights": True, "r": 2 * settings["r"], "lora_alpha": grow * settings["lora_alpha"]}
+    changed = {
+        "init_lora_weights": True,
+        "r": 2 * settings["r"],
+        "lora_alpha": grow * settings["lora_alpha"],
+    }
     changed["rank_pattern"] = {key: 2 * rank for key, rank in settings["rank_pattern"].items()}
-    changed["alpha_pattern"] = {key: grow * alpha for key, alpha in settings["alpha_pattern"].items()}
+    changed["alpha_pattern"] = {
+        key: grow * alpha for key, alpha in settings["alpha_pattern"].items()
+    }
     return settings | changed, state
 
 
 def save_adapters(model: nn.Module, path: str | os.PathLike, base_model: str | None = None) -> None:
-    """Write every adapter as PEFT lays them out: "default" in `path` itself, each other in the subfolder of its name."""
+    """Write every adapter as PEFT lays them out: "default" in `path` itself, each other in the
+    subfolder of its name.
+    """
     for name in adapters(model):
-        save_adapter(model, Path(path) if name == "default" else Path(path) / name, name, base_model)
+        save_adapter(
+            model, Path(path) if name == "default" else Path(path) / name, name, base_model
+        )
 
 
-def to_peft(model: nn.Module, name: str, config: AdapterConfig, base_model: str | None = None) -> dict:
+def to_peft(
+    model: nn.Module, name: str, config: AdapterConfig, base_model: str | None = None
+) -> dict:
     """The content of adapter_config.json."""
     targets = config.targets
     if targets == "all":
-        targets = shortest_names(model, [path for path, layer in adapted_layers(model).items() if layer.has(name) and not layer.full])
+        targets = shortest_names(
+            model,
+            [
+                path
+                for path, layer in adapted_layers(model).items()
+                if layer.has(name) and not layer.full
+            ],
+        )
     known = getattr(getattr(model, "config", None), "_name_or_path", None)
     init: dict = {"init_lora_weights": INIT_TO_PEFT.get(config.init, config.init)}
     if loftq_form(model, name, config):
-        init = {"init_lora_weights": True}  # the base is quantized before the adapter goes on: nothing is left to repeat
+        # the base is quantized before the adapter goes on: nothing is left to repeat
+        init = {"init_lora_weights": True}
     elif config.init == "loftq":
-        init["loftq_config"] = {"loftq_bits": 4, "loftq_iter": 1}  # more rounds stay loftq_niter_N, which PEFT refuses: its own forget the scale
+        # more rounds stay loftq_niter_N, which PEFT refuses: its own forget the scale
+        init["loftq_config"] = {"loftq_bits": 4, "loftq_iter": 1}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if hasattr(model, "generate") else None,
@@ -182,27 +253,43 @@ def to_peft(model: nn.Module, name: str, config: AdapterConfig, base_model: str 
 
 
 def from_peft(settings: dict, source: str) -> AdapterConfig:
-    """An AdapterConfig from the content of adapter_config.json. Raises MiniloraError for what minilora does not have."""
+    """An AdapterConfig from the content of adapter_config.json. Raises MiniloraError for what
+    minilora does not have.
+    """
     if not isinstance(settings, dict) or settings.get("peft_type", "LORA") != "LORA":
         kind = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
         raise MiniloraError(f"{source}: peft_type is {kind!r}; minilora reads LORA adapters only")
     for field in UNSUPPORTED:
         if settings.get(field):
-            raise MiniloraError(f"{source}: {field} is {settings[field]!r}, which minilora does not support; load this adapter with peft")
+            raise MiniloraError(
+                f"{source}: {field} is {settings[field]!r}, which minilora does not support; "
+                "load this adapter with peft"
+            )
     if settings.get("bias", "none") != "none":
-        raise MiniloraError(f"{source}: bias is {settings['bias']!r}; minilora reads adapters with bias \"none\" only")
+        raise MiniloraError(
+            f'{source}: bias is {settings["bias"]!r}; minilora reads adapters with bias "none" only'
+        )
     init = settings.get("init_lora_weights", True)
     init = {True: "kaiming", False: "random"}.get(init, init) if isinstance(init, bool) else init
     if init in ("eva", "orthogonal"):  # these choose A and B only, and the file brings its own
         init = "kaiming"
     if str(init).startswith("pissa_niter"):
-        raise MiniloraError(f"{source}: init_lora_weights is {init!r}, a random split that cannot be repeated; convert the adapter to plain LoRA")
+        raise MiniloraError(
+            f"{source}: init_lora_weights is {init!r}, a random split that cannot be "
+            "repeated; convert the adapter to plain LoRA"
+        )
     loftq = settings.get("loftq_config") or {}
     if init == "loftq" and (loftq.get("loftq_bits", 4), loftq.get("loftq_iter", 1)) != (4, 1):
-        raise MiniloraError(f"{source}: loftq_config is {loftq}; minilora repeats LoftQ in 4 bits with one iteration only, convert the adapter to plain LoRA")
+        raise MiniloraError(
+            f"{source}: loftq_config is {loftq}; minilora repeats LoftQ in 4 bits with one "
+            "iteration only, convert the adapter to plain LoRA"
+        )
     targets = settings.get("target_modules")
     if not targets:
-        raise MiniloraError(f"{source}: target_modules is {targets!r}; it must name the modules, such as [\"q_proj\", \"v_proj\"]")
+        raise MiniloraError(
+            f"{source}: target_modules is {targets!r}; it must name the modules, such as "
+            '["q_proj", "v_proj"]'
+        )
     dora, rslora = bool(settings.get("use_dora")), bool(settings.get("use_rslora"))
     return AdapterConfig(
         rank=settings.get("r", 8),
@@ -219,11 +306,13 @@ def from_peft(settings: dict, source: str) -> AdapterConfig:
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default") -> nn.Module:
-    """Put the adapter in folder `path` on the model under `name` and make it the active, trainable one. In place.
+    """Put the adapter in folder `path` on the model under `name` and make it the active, trainable
+    one. In place.
 
-    Reads what save_adapter or PEFT wrote. If the model has an adapter of that name already, its weights are replaced. Raises
-    MiniloraError, before anything is touched, for missing or broken files and for tensors that are missing, left over, of the wrong
-    shape, not finite, or made for another base, and for a model that the adapter is merged into already.
+    Reads what save_adapter or PEFT wrote. If the model has an adapter of that name already, its
+    weights are replaced. Raises MiniloraError, before anything is touched, for missing or broken
+    files and for tensors that are missing, left over, of the wrong shape, not finite, or made for
+    another base, and for a model that the adapter is merged into already.
     """
     folder = find_folder(path, name)
     config = from_peft(read_json(folder / CONFIG), str(folder / CONFIG))
@@ -243,36 +332,59 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
         for key, shape in expected_shapes(modules[path], config.rank_of(path), config.dora).items()
     }
     for path in full_paths(model, config.full_modules):
-        expected |= {f"{PREFIX}{path}.{key}": tuple(value.shape) for key, value in modules[path].state_dict().items()}
+        expected |= {
+            f"{PREFIX}{path}.{key}": tuple(value.shape)
+            for key, value in modules[path].state_dict().items()
+        }
     check_state(state, expected, source)
     compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
     refuse_twice(modules, metadata.get(MERGED_KEY), source)
     quantized = over_quantized(config, [modules[path] for path in paths], metadata, source)
-    add_adapter(model, dataclasses.replace(config, init="kaiming") if quantized else config, name, strict=False)
+    add_adapter(
+        model,
+        dataclasses.replace(config, init="kaiming") if quantized else config,
+        name,
+        strict=False,
+    )
     if quantized:
         model.lora_adapters[name] = dataclasses.replace(config, init="loftq")
     return set_adapter_state(model, state, name)
 
 
 def loftq_form(model: nn.Module, name: str, config: AdapterConfig) -> dict | None:
-    """How the base under an adapter from LoftQ's start is quantized; None for other starts and for a base that LoftQ decoded in place."""
+    """How the base under an adapter from LoftQ's start is quantized; None for other starts and for
+    a base that LoftQ decoded in place.
+    """
     layers = adapted_layers(model).values() if config.init.startswith("loftq") else ()
-    return next((packed_form(layer.original) for layer in layers if layer.has(name) and not layer.full), None)
+    return next(
+        (packed_form(layer.original) for layer in layers if layer.has(name) and not layer.full),
+        None,
+    )
 
 
-def over_quantized(config: AdapterConfig, targets: list[nn.Module], metadata: dict, source: str) -> bool:
-    """Whether the targets hold LoftQ's Q already. Raises MiniloraError if they hold something else than what the adapter repairs."""
+def over_quantized(
+    config: AdapterConfig, targets: list[nn.Module], metadata: dict, source: str
+) -> bool:
+    """Whether the targets hold LoftQ's Q already. Raises MiniloraError if they hold something else
+    than what the adapter repairs.
+    """
     stored = metadata.get(LOFTQ_KEY)
     wanted = json.loads(stored) if stored else LOFTQ_BASE if config.init == "loftq" else None
     forms = [packed_form(module) for module in targets]
-    if wanted is None or (not stored and not any(forms)):  # a base in floating point is split anew, by the same steps
+    if wanted is None or (
+        not stored and not any(forms)
+    ):  # a base in floating point is split anew, by the same steps
         return False
     for form in forms:
         if form != wanted:
             have = f"in {describe(form)}" if form else "not quantized"
             raise MiniloraError(
                 f"{source} repairs (LoftQ) a base in {describe(wanted)}, and this one is {have}; "
-                + ("quantize it so before load_adapter" if stored else "load it unquantized, LoftQ does the rest (--code none)")
+                + (
+                    "quantize it so before load_adapter"
+                    if stored
+                    else "load it unquantized, LoftQ does the rest (--code none)"
+                )
             )
     return True
 
@@ -282,21 +394,37 @@ def describe(form: dict) -> str:
     return form["code"] + block
 
 
-def check_same_start(model: nn.Module, config: AdapterConfig, name: str, metadata: dict, source: str) -> None:
-    """Raise MiniloraError if the file's numbers belong to another split of the base than the one adapter `name` has made."""
+def check_same_start(
+    model: nn.Module, config: AdapterConfig, name: str, metadata: dict, source: str
+) -> None:
+    """Raise MiniloraError if the file's numbers belong to another split of the base than the one
+    adapter `name` has made.
+    """
     there, stored = adapters(model)[name], metadata.get(LOFTQ_KEY)
-    split = [init if init.startswith(SPLITS) else "plain" for init in (there.init, "loftq" if stored else config.init)]
-    if split[0] != split[1] or (json.loads(stored) if stored else None) != loftq_form(model, name, there):
-        raise MiniloraError(f"{source} began as {split[1]}, adapter {name!r} as {split[0]} over its own base; load it under another name on a fresh base")
+    split = [
+        init if init.startswith(SPLITS) else "plain"
+        for init in (there.init, "loftq" if stored else config.init)
+    ]
+    if split[0] != split[1] or (json.loads(stored) if stored else None) != loftq_form(
+        model, name, there
+    ):
+        raise MiniloraError(
+            f"{source} began as {split[1]}, adapter {name!r} as {split[0]} over its own base; "
+            "load it under another name on a fresh base"
+        )
 
 
 def check_same_scale(model: nn.Module, config: AdapterConfig, name: str, source: str) -> None:
-    """Raise MiniloraError if these weights would be multiplied by another α/r than the one they were trained with."""
+    """Raise MiniloraError if these weights would be multiplied by another α/r than the one they
+    were trained with.
+    """
     for path, layer in adapted_layers(model).items():
         if layer.has(name) and not layer.full and layer.scale[name] != config.scale_of(path):
             raise MiniloraError(
-                f"{source} was trained with alpha {config.alpha_of(path):g} and rank {config.rank_of(path)} at {path}, which scale by "
-                f"{config.scale_of(path):g}; adapter {name!r} scales by {layer.scale[name]:g}, so load it under another name"
+                f"{source} was trained with alpha {config.alpha_of(path):g} and rank "
+                f"{config.rank_of(path)} at {path}, which scale by "
+                f"{config.scale_of(path):g}; adapter {name!r} scales by "
+                f"{layer.scale[name]:g}, so load it under another name"
             )
 
 
@@ -307,48 +435,72 @@ def find_folder(path: str | os.PathLike, name: str) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     if not path.is_dir():
-        raise MiniloraError(f"there is no adapter folder {path}; give the folder that holds {CONFIG} and {WEIGHTS}")
+        raise MiniloraError(
+            f"there is no adapter folder {path}; give the folder that holds {CONFIG} and {WEIGHTS}"
+        )
     inside = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}"))
     hint = f"; it has adapters in its subfolders {', '.join(inside)}" if inside else ""
-    raise MiniloraError(f"{path} holds no {CONFIG}{hint}; give the folder that save_adapter or PEFT wrote")
+    raise MiniloraError(
+        f"{path} holds no {CONFIG}{hint}; give the folder that save_adapter or PEFT wrote"
+    )
 
 
 def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MiniloraError(f"cannot read {path} ({error}); it must be the JSON that save_adapter or PEFT wrote") from None
+        raise MiniloraError(
+            f"cannot read {path} ({error}); it must be the JSON that save_adapter or PEFT wrote"
+        ) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The file's tensors and its metadata. Raises MiniloraError if it is missing, cut short or no safetensors file."""
+    """The file's tensors and its metadata. Raises MiniloraError if it is missing, cut short or no
+    safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        pickled = " (adapter_model.bin is a pickle, which is not read)" if path.with_suffix(".bin").is_file() else ""
+        pickled = (
+            " (adapter_model.bin is a pickle, which is not read)"
+            if path.with_suffix(".bin").is_file()
+            else ""
+        )
         raise MiniloraError(f"there is no {path}{pickled}; save the adapter again as safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise MiniloraError(f"cannot read {path} ({error}); the file is cut short or no safetensors file, save it again") from None
+        raise MiniloraError(
+            f"cannot read {path} ({error}); the file is cut short or no safetensors file, "
+            "save it again"
+        ) from None
 
 
 def without_base(model: nn.Module, state: dict, source: str) -> dict:
-    """`state` without the copies of base weights that PEFT adds for adapted embeddings and heads, after comparing those."""
+    """`state` without the copies of base weights that PEFT adds for adapted embeddings and heads,
+    after comparing those.
+    """
     modules, rest = original_modules(model), {}
     for key, tensor in state.items():
         path, _, last = key.removeprefix(PREFIX).rpartition(".base_layer.")
         base = getattr(modules.get(path), last, None) if path else None
         if base is None:
             rest[key] = tensor
-        elif base.shape != tensor.shape or not torch.allclose(base.detach().float().cpu(), tensor.float(), rtol=0.01, atol=1e-6):
-            raise MiniloraError(f"{source}: {key} differs from the model's own {path}; load the adapter on the base it was made for")
+        elif base.shape != tensor.shape or not torch.allclose(
+            base.detach().float().cpu(), tensor.float(), rtol=0.01, atol=1e-6
+        ):
+            raise MiniloraError(
+                f"{source}: {key} differs from the model's own {path}; load the adapter on "
+                "the base it was made for"
+            )
     return rest
 
 
 def base_sample(model: nn.Module) -> dict[str, list]:
-    """A few numbers of the base that neither adapters nor quantization change: name -> [shape, values], from embeddings and norms."""
+    """A few numbers of the base that neither adapters nor quantization change: name -> [shape,
+    values], from embeddings and norms.
+    """
     plain = {
         f"{path}.{key}": value
         for path, module in original_modules(model).items()
@@ -361,13 +513,23 @@ def base_sample(model: nn.Module) -> dict[str, list]:
     for key in sorted(chosen):
         flat = plain[key].detach().flatten()
         places = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long()
-        sample[key] = [list(plain[key].shape), [round(v, 8) for v in flat[places.to(flat.device)].tolist()]]
+        sample[key] = [
+            list(plain[key].shape),
+            [round(v, 8) for v in flat[places.to(flat.device)].tolist()],
+        ]
     return sample
 
 
 def compare_base(ours: dict, stored: str | None, source: str) -> None:
-    """Raise MiniloraError if the sample stored with an adapter is of another base. Files without a sample (PEFT's) pass."""
+    """Raise MiniloraError if the sample stored with an adapter is of another base. Files without a
+    sample (PEFT's) pass.
+    """
     for key, (shape, values) in json.loads(stored or "{}").items():
         same = key in ours and ours[key][0] == shape
-        if not same or not all(math.isclose(a, b, rel_tol=0.01, abs_tol=1e-6) for a, b in zip(ours[key][1], values)):
-            raise MiniloraError(f"{source} was trained on another base: {key} differs from the model's; load it on the base it was made for")
+        if not same or not all(
+            math.isclose(a, b, rel_tol=0.01, abs_tol=1e-6) for a, b in zip(ours[key][1], values)
+        ):
+            raise MiniloraError(
+                f"{source} was trained on another base: {key} differs from the model's; load "
+                "it on the base it was made for"
+            )

@@ -1,6 +1,7 @@
 """One autograd step for a frozen linear layer with an adapter: less traffic, the same numbers.
 
-What it replaces: the chain of seven operations that autograd records for `base(x) + ((x Aᵀ) Bᵀ) * s`.
+What it replaces: the chain of seven operations that autograd records for
+`base(x) + ((x Aᵀ) Bᵀ) * s`.
 How it works: with x (N, in), W (out, in), A (r, in), B (out, r) and h = x Aᵀ (N, r) the output is
 
     y = x Wᵀ + b + (h Bᵀ) s
@@ -8,17 +9,21 @@ How it works: with x (N, in), W (out, in), A (r, in), B (out, r) and h = x Aᵀ 
 For G = ∂L/∂y (N, out) the chain rule gives, W and b being frozen,
 
     ∂L/∂B = s Gᵀ h                        (out, r)
-    ∂L/∂h = s G B =: H                    (N, r)      small: everything of the adapter goes through r columns
-    ∂L/∂A = Hᵀ x                          (r, in)
-    ∂L/∂x = G W + H A                     (N, in)     the second product is added inside the first's buffer
+    ∂L/∂h = s G B =: H                    (N, r)      small: everything of the adapter goes through
+    r columns ∂L/∂A = Hᵀ x                          (r, in)
+    ∂L/∂x = G W + H A                     (N, in)     the second product is added inside the first's
+    buffer
 
-so x and h are all that has to be kept (W, A and B are kept anyway). Autograd's chain passes over (N, out) for
-"times s" and "plus" going forward and "times s" going back, and over (N, in) to add the two gradients of x. Here s
-rides on the small matrices, sums are made in the buffer that the large product just filled, and ∂L/∂B is taken as
-(hᵀ G)ᵀ, a few rows times many, which runs more than twice as fast as the other way round.
-What it leaves out: dropout, DoRA, double backward, autocast; `can_fuse` sends those down the plain path in layer.py.
-Where numerics differ: in fp32 the forward pass not at all. A gradient may differ in the last bits (s moved to the
-small factor). Over a bf16 base the detour is computed in bf16, as under autocast; PEFT widens x to fp32 for it.
+so x and h are all that has to be kept (W, A and B are kept anyway). Autograd's chain passes over
+(N, out) for "times s" and "plus" going forward and "times s" going back, and over (N, in) to add
+the two gradients of x. Here s rides on the small matrices, sums are made in the buffer that the
+large product just filled, and ∂L/∂B is taken as (hᵀ G)ᵀ, a few rows times many, which runs more
+than twice as fast as the other way round.
+What it leaves out: dropout, DoRA, double backward, autocast; `can_fuse` sends those down the plain
+path in layer.py.
+Where numerics differ: in fp32 the forward pass not at all. A gradient may differ in the last bits
+(s moved to the small factor). Over a bf16 base the detour is computed in bf16, as under autocast;
+PEFT widens x to fp32 for it.
 """
 
 from __future__ import annotations
@@ -57,7 +62,8 @@ class FusedLoRA(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dA = (H.T @ x).to(A.dtype)  # (r, in)
         if ctx.needs_input_grad[4]:
-            dB = (h.T @ G).T.to(B.dtype).mul_(ctx.scale)  # (out, r); few rows times many is the faster order
+            # (out, r); few rows times many is the faster order
+            dB = (h.T @ G).T.to(B.dtype).mul_(ctx.scale)
         if ctx.needs_input_grad[0]:
             dx = (G @ W).addmm_(H, A.to(G.dtype)).view(ctx.shape)  # (..., in)
         return dx, None, None, dA, dB, None
@@ -66,26 +72,32 @@ class FusedLoRA(torch.autograd.Function):
 def add_detour(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
     """y (N, out) += (h Bᵀ) · s in place, h (N, r), with the bits that y + (h Bᵀ) * s has in fp32.
 
-    Times a power of two is exact wherever it stands. So s may go to h, and the product may add itself to y, or s to the sum.
+    Times a power of two is exact wherever it stands. So s may go to h, and the product may add
+    itself to y, or s to the sum.
     """
     if math.frexp(scale)[0] != 0.5:
         return y.add_(F.linear(h, B).mul_(scale))
-    tracing = torch.compiler.is_compiling() or type(y) is not torch.Tensor  # nothing can be tried on fake numbers
+    # nothing can be tried on fake numbers
+    tracing = torch.compiler.is_compiling() or type(y) is not torch.Tensor
     if y.dtype != torch.float32 or (not tracing and adds_last(h.shape[1], y.device.type)):
         return y.addmm_(h * scale, B.T)
     return y.add_(F.linear(h, B), alpha=scale)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def adds_last(rank: int, device: str) -> bool:
-    """Whether this machine's addmm finishes the product of inner size `rank` before it adds it to what is there.
+    """Whether this machine's addmm finishes the product of inner size `rank` before it adds it to
+    what is there.
 
-    MKL does for ranks from 2 to some hundreds. It is tried once for each rank, because other libraries may not.
+    MKL does for ranks from 2 to some hundreds. It is tried once for each rank, because other
+    libraries may not.
     """
     if device != "cpu" or rank > 128:
         return False
     source = torch.Generator().manual_seed(rank)
-    y, h, B = (torch.randn(shape, generator=source) for shape in [(257, 300), (257, rank), (300, rank)])
+    y, h, B = (
+        torch.randn(shape, generator=source) for shape in [(257, 300), (257, rank), (300, rank)]
+    )
     return torch.equal(torch.addmm(y, h, B.T), y + F.linear(h, B))
 
 

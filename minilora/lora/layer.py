@@ -1,21 +1,22 @@
 """LoRA: a frozen linear layer and a low-rank detour beside it that learns.
 
 What it replaces: `peft.tuners.lora.layer.Linear` (the two lines that matter inside its thousand).
-How it works (Hu et al. 2021, §4.1): W (out, in) stays as it is. A (r, in) reads r numbers from x, B (out, r) writes
-them into the output, s = α/r scales:
+How it works (Hu et al. 2021, §4.1): W (out, in) stays as it is. A (r, in) reads r numbers from x, B
+(out, r) writes them into the output, s = α/r scales:
 
     y = x Wᵀ + b + ((x Aᵀ) Bᵀ) · s
 
-A starts random and B at zero, so that at step 0 the layer gives what it gave before. Several adapters stand in one
-layer under their names; `active` says which of them speak.
+A starts random and B at zero, so that at step 0 the layer gives what it gave before. Several
+adapters stand in one layer under their names; `active` says which of them speak.
 What it leaves out: convolutions, LoRA biases, GPT-2's transposed Conv1D.
-Where numerics differ: forward is bit-equal to PEFT's, which is this order: add ((x Aᵀ) Bᵀ) · s to the base's output.
+Where numerics differ: forward is bit-equal to PEFT's, which is this order: add ((x Aᵀ) Bᵀ) · s to
+the base's output.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -29,7 +30,9 @@ BASE = "__base__"  # in a mixed batch: the row that gets no adapter
 
 
 class Adapted(nn.Module):
-    """A module and what may speak beside it: the state that switching, silencing and merging act on."""
+    """A module and what may speak beside it: the state that switching, silencing and merging act
+    on.
+    """
 
     full = False  # whether what stands beside the base is a whole copy of it, not a low-rank detour
 
@@ -39,7 +42,8 @@ class Adapted(nn.Module):
         self.active: list[str] = []
         self.disabled = False
         self.rows: list[str] | None = None  # one adapter's name for each row of the batch
-        self.unmerged: tuple[nn.Module, ...] = ()  # while merged: the base as it was, out of sight of parameters()
+        # while merged: the base as it was, out of sight of parameters()
+        self.unmerged: tuple[nn.Module, ...] = ()
 
     @property
     def merged(self) -> bool:
@@ -57,22 +61,33 @@ class Adapted(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The original weight, for code that looks into the layer, such as a head tied to the embedding."""
+        """The original weight, for code that looks into the layer, such as a head tied to the
+        embedding.
+        """
         return self.original.weight
 
     def by_rows(self, x: torch.Tensor, y: torch.Tensor, change: Callable) -> torch.Tensor:
-        """Let adapter `rows[i]` alone change row i of y: `change(name, x_rows, y_rows)` -> their new output."""
+        """Let adapter `rows[i]` alone change row i of y: `change(name, x_rows, y_rows)` -> their
+        new output.
+        """
         if len(self.rows) != x.shape[0]:
-            raise MiniloraError(f"{len(self.rows)} adapter names for a batch of {x.shape[0]} rows; give one name for each row")
+            raise MiniloraError(
+                f"{len(self.rows)} adapter names for a batch of {x.shape[0]} rows; give one "
+                "name for each row"
+            )
         for name in dict.fromkeys(self.rows):
             if name != BASE and self.has(name):
-                index = torch.tensor([i for i, row in enumerate(self.rows) if row == name], device=x.device)
+                index = torch.tensor(
+                    [i for i, row in enumerate(self.rows) if row == name], device=x.device
+                )
                 y = y.index_copy(0, index, change(name, x[index], y[index]).to(y.dtype))
         return y
 
 
 class AdaptedWeight(Adapted):
-    """What LoRALinear and LoRAEmbedding share: A (r, in), B (out, r), s and perhaps a magnitude (out,) for each name."""
+    """What LoRALinear and LoRAEmbedding share: A (r, in), B (out, r), s and perhaps a magnitude
+    (out,) for each name.
+    """
 
     keys = ("lora_A.weight", "lora_B.weight")  # in PEFT's files
 
@@ -81,7 +96,8 @@ class AdaptedWeight(Adapted):
         self.lora_magnitude_vector = nn.ParameterDict()
         self.scale: dict[str, float] = {}
         self.dropout: dict[str, float] = {}
-        self.start: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # A and B of PiSSA as they began
+        # A and B of PiSSA as they began
+        self.start: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def has(self, name: str) -> bool:
         return name in self.A
@@ -100,36 +116,52 @@ class AdaptedWeight(Adapted):
             yield from group.items()
 
     def remove(self, name: str) -> None:
-        for group in (self.A, self.B, self.lora_magnitude_vector, self.scale, self.dropout, self.start):
+        for group in (
+            self.A,
+            self.B,
+            self.lora_magnitude_vector,
+            self.scale,
+            self.dropout,
+            self.start,
+        ):
             if name in group:
                 del group[name]
         self.active = [each for each in self.active if each != name]
 
     def add_magnitude(self, name: str) -> None:
-        """Make adapter `name` a DoRA: m = ‖W + s B A‖ as it stands now, so that nothing changes yet."""
+        """Make adapter `name` a DoRA: m = ‖W + s B A‖ as it stands now, so that nothing changes
+        yet.
+        """
         A, B = self.A[name].detach(), self.B[name].detach()
-        self.lora_magnitude_vector[name] = nn.Parameter(row_norms(self.dense().to(A.dtype), B @ A, self.scale[name]))
+        self.lora_magnitude_vector[name] = nn.Parameter(
+            row_norms(self.dense().to(A.dtype), B @ A, self.scale[name])
+        )
 
     def delta(self, name: str) -> torch.Tensor:
         """(B A) · s: what adapter `name` adds to W, (out, in)."""
         return (self.B[name] @ self.A[name]) * self.scale[name]
 
     def merged_weight(self, names: list[str]) -> torch.Tensor:
-        """W + (B A) · s for each name in turn; with DoRA each row is then brought to its magnitude."""
+        """W + (B A) · s for each name in turn; with DoRA each row is then brought to its
+        magnitude.
+        """
         W = total = self.dense()
         for name in names:
             total = total + self.delta(name)
             if name in self.lora_magnitude_vector:
                 m = self.lora_magnitude_vector[name]
-                total = dora_factor(W, self.A[name], self.B[name], self.scale[name], m)[:, None] * total
+                total = (
+                    dora_factor(W, self.A[name], self.B[name], self.scale[name], m)[:, None] * total
+                )
         return total
 
 
 class LoRALinear(AdaptedWeight):
-    """A linear layer (nn.Linear, or any with in_features, out_features and `dense_weight()`) with adapters.
+    """A linear layer (nn.Linear, or any with in_features, out_features and `dense_weight()`) with
+    adapters.
 
-    lora_A[name] is (r, in), lora_B[name] is (out, r), scale[name] is α/r or α/√r. A base with a method
-    `lora_forward(x, A, B, scale)` computes base and adapter together in its own way.
+    lora_A[name] is (r, in), lora_B[name] is (out, r), scale[name] is α/r or α/√r. A base with a
+    method `lora_forward(x, A, B, scale)` computes base and adapter together in its own way.
     """
 
     def __init__(self, base: nn.Module):
@@ -146,10 +178,13 @@ class LoRALinear(AdaptedWeight):
         return self.lora_B
 
     def add(self, name: str, rank: int, scale: float, dropout: float = 0.0) -> None:
-        """A ~ U(±1/√in), B = 0, in fp32 (fp64 over an fp64 base) on the base's device. A layer's first adapter speaks at once."""
+        """A ~ U(±1/√in), B = 0, in fp32 (fp64 over an fp64 base) on the base's device. A layer's
+        first adapter speaks at once.
+        """
         like = adapter_place(self.base)
         A = torch.empty(rank, self.in_features, **like)
-        self.lora_A[name] = nn.Parameter(nn.init.kaiming_uniform_(A, a=math.sqrt(5)))  # gain √⅓: the bound is 1/√in
+        # gain √⅓: the bound is 1/√in
+        self.lora_A[name] = nn.Parameter(nn.init.kaiming_uniform_(A, a=math.sqrt(5)))
         self.lora_B[name] = nn.Parameter(torch.zeros(self.out_features, rank, **like))
         self.scale[name], self.dropout[name] = scale, dropout
         self.active = self.active or [name]
@@ -158,7 +193,11 @@ class LoRALinear(AdaptedWeight):
         if self.silent:
             return self.base(x)
         if self.rows is None and len(self.active) == 1 and self.adds_only(self.active[0]):
-            A, B, scale = self.lora_A[self.active[0]], self.lora_B[self.active[0]], self.scale[self.active[0]]
+            A, B, scale = (
+                self.lora_A[self.active[0]],
+                self.lora_B[self.active[0]],
+                self.scale[self.active[0]],
+            )
             if hasattr(self.base, "lora_forward"):
                 return self.base.lora_forward(x, A, B, scale)
             if can_fuse(self.base, x, A):
@@ -171,11 +210,15 @@ class LoRALinear(AdaptedWeight):
         return y.to(base_y.dtype)
 
     def adds_only(self, name: str) -> bool:
-        """True where base and detour read the same x and are simply added: no DoRA, no dropout at work."""
+        """True where base and detour read the same x and are simply added: no DoRA, no dropout at
+        work.
+        """
         return name not in self.lora_magnitude_vector and not (self.training and self.dropout[name])
 
     def adapt(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """y + ((x Aᵀ) Bᵀ) · s: the whole of LoRA, and the plain path that the fused one must equal."""
+        """y + ((x Aᵀ) Bᵀ) · s: the whole of LoRA, and the plain path that the fused one must
+        equal.
+        """
         A, B, scale = self.lora_A[name], self.lora_B[name], self.scale[name]
         x = F.dropout(x.to(A.dtype), self.dropout[name], self.training)  # on the detour alone
         low = F.linear(x, A)  # (..., r)
@@ -191,17 +234,23 @@ class LoRALinear(AdaptedWeight):
             base_y = F.linear(x, W)
         else:
             base_y = y if bias is None else y - bias
-        return dora_addition(base_y, low, B, scale, dora_factor(W, A, B, scale, self.lora_magnitude_vector[name]))
+        return dora_addition(
+            base_y, low, B, scale, dora_factor(W, A, B, scale, self.lora_magnitude_vector[name])
+        )
 
     def dense(self) -> torch.Tensor:
         """W (out, in) in floating point, decoded if the base keeps it packed."""
         return dense_weight(self.base)
 
     def merged_base(self, names: list[str], dtype: torch.dtype | None = None) -> nn.Linear:
-        """A new nn.Linear that answers like this layer with adapters `names`; the base is left as it is."""
+        """A new nn.Linear that answers like this layer with adapters `names`; the base is left as
+        it is.
+        """
         W = self.dense()
         W = self.merged_weight(names).to(dtype or W.dtype)
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta").train(self.training)
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta").train(
+            self.training
+        )
         linear.weight = nn.Parameter(W, requires_grad=False)
         if self.base.bias is not None:
             linear.bias = nn.Parameter(self.base.bias.detach().to(W.dtype), requires_grad=False)
@@ -215,22 +264,37 @@ def dense_weight(base: nn.Module) -> torch.Tensor:
     """
     if hasattr(base, "dense_weight"):
         return base.dense_weight()
-    if not base.weight.is_floating_point() or base.weight.shape != (base.out_features, base.in_features):
-        raise MiniloraError(f"a {type(base).__name__} keeps its weight packed; load the model in float32 or bfloat16 for this")
+    if not base.weight.is_floating_point() or base.weight.shape != (
+        base.out_features,
+        base.in_features,
+    ):
+        raise MiniloraError(
+            f"a {type(base).__name__} keeps its weight packed; load the model in float32 or "
+            "bfloat16 for this"
+        )
     return base.weight.detach()
 
 
 def adapter_place(base: nn.Module) -> dict:
-    """Where an adapter lives and in which type: the base's device, fp32 unless the base is fp64 (as PEFT has it)."""
+    """Where an adapter lives and in which type: the base's device, fp32 unless the base is fp64 (as
+    PEFT has it).
+    """
     held = [*base.parameters(), *base.buffers()]
     tensor = held[0] if held else dense_weight(base)
-    return {"device": tensor.device, "dtype": torch.float64 if tensor.dtype == torch.float64 else torch.float32}
+    return {
+        "device": tensor.device,
+        "dtype": torch.float64 if tensor.dtype == torch.float64 else torch.float32,
+    }
 
 
 def expected_shapes(module: nn.Module, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
     """The tensors that an adapter for `module` has in PEFT's files, and their shapes."""
     if isinstance(module, nn.Embedding):
-        columns, rows, keys = module.num_embeddings, module.embedding_dim, ("lora_embedding_A", "lora_embedding_B")
+        columns, rows, keys = (
+            module.num_embeddings,
+            module.embedding_dim,
+            ("lora_embedding_A", "lora_embedding_B"),
+        )
     else:
         columns, rows, keys = module.in_features, module.out_features, AdaptedWeight.keys
     shapes = {keys[0]: (rank, columns), keys[1]: (rows, rank)}

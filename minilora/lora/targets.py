@@ -1,8 +1,9 @@
 """Which modules an adapter sits on.
 
 What it replaces: PEFT's target matching (`check_target_module_exists`, "all-linear").
-How it works: "all" is every linear layer but the output head; a list names modules (equal, or the end of the path
-after a dot); any other string is a regular expression that must match the whole path.
+How it works: "all" is every linear layer but the output head; a list names modules (equal, or the
+end of the path after a dot); any other string is a regular expression that must match the whole
+path.
 What it leaves out: layers_to_transform and exclude_modules: a regular expression says both.
 Where numerics differ: nowhere; there are none.
 """
@@ -10,7 +11,7 @@ Where numerics differ: nowhere; there are none.
 from __future__ import annotations
 
 import re
-from typing import Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -21,7 +22,9 @@ HEADS = ("lm_head", "embed_out")
 
 
 def original_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Path -> module as they were before adapters: an adapted one stands for its base, its insides are left out."""
+    """Path -> module as they were before adapters: an adapted one stands for its base, its insides
+    are left out.
+    """
     modules, inside = {}, ()
     for path, module in model.named_modules():
         if inside and path.startswith(inside):
@@ -41,8 +44,12 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """nn.Linear and its kind, or a layer that offers in_features, out_features and dense_weight()."""
-    return isinstance(module, nn.Linear) or all(hasattr(module, n) for n in ("in_features", "out_features", "dense_weight"))
+    """nn.Linear and its kind, or a layer that offers in_features, out_features and
+    dense_weight().
+    """
+    return isinstance(module, nn.Linear) or all(
+        hasattr(module, n) for n in ("in_features", "out_features", "dense_weight")
+    )
 
 
 def linear_paths(model: nn.Module) -> list[str]:
@@ -61,12 +68,21 @@ def named(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def match_targets(model: nn.Module, targets: str | Sequence[str], full_modules: Sequence[str] = (), strict: bool = True) -> list[str]:
-    """The paths that `targets` means. Raises MiniloraError if it (or, when strict, one of its names) matches nothing usable."""
+def match_targets(
+    model: nn.Module,
+    targets: str | Sequence[str],
+    full_modules: Sequence[str] = (),
+    strict: bool = True,
+) -> list[str]:
+    """The paths that `targets` means. Raises MiniloraError if it (or, when strict, one of its
+    names) matches nothing usable.
+    """
     if targets == "all":
         paths = linear_paths(model)
         if not paths:
-            raise MiniloraError('targets "all" found no linear layer in this model; name its modules in a list')
+            raise MiniloraError(
+                'targets "all" found no linear layer in this model; name its modules in a list'
+            )
     else:
         modules = original_modules(model)
         if isinstance(targets, str):
@@ -77,11 +93,16 @@ def match_targets(model: nn.Module, targets: str | Sequence[str], full_modules: 
             if not any(named(path, name) for path in paths):
                 raise MiniloraError(f"target {name!r} matches no module; {_what_there_is(model)}")
         if not paths:
-            raise MiniloraError(f"targets {targets!r} match no module; {_what_there_is(model, targets)}")
+            raise MiniloraError(
+                f"targets {targets!r} match no module; {_what_there_is(model, targets)}"
+            )
         for path in paths:
             if not is_linear(modules[path]) and not isinstance(modules[path], nn.Embedding):
                 kind = type(modules[path]).__name__
-                raise MiniloraError(f"target {path!r} is a {kind}, not a linear or embedding layer; {_what_there_is(model)}")
+                raise MiniloraError(
+                    f"target {path!r} is a {kind}, not a linear or embedding layer; "
+                    f"{_what_there_is(model)}"
+                )
     return [path for path in paths if not any(inside(path, name) for name in full_modules)]
 
 
@@ -94,23 +115,34 @@ def full_paths(model: nn.Module, full_modules: Sequence[str]) -> list[str]:
     """The modules that are trained whole. Raises MiniloraError for a name that matches none."""
     paths = []
     for name in full_modules:
-        found = [path for path in original_modules(model) if path.endswith(name)]  # PEFT's rule for modules_to_save
+        # PEFT's rule for modules_to_save
+        found = [path for path in original_modules(model) if path.endswith(name)]
         if not found:
             children = sorted({path.rpartition(".")[2] for path in original_modules(model)} - {""})
-            raise MiniloraError(f"full module {name!r} matches no module; the names are {', '.join(children)}")
+            raise MiniloraError(
+                f"full module {name!r} matches no module; the names are {', '.join(children)}"
+            )
         paths += [path for path in found if path not in paths]
     return paths
 
 
 def shortest_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
-    """Names that mean exactly `paths`: the last part of each if that catches nothing else, the whole paths otherwise."""
+    """Names that mean exactly `paths`: the last part of each if that catches nothing else, the
+    whole paths otherwise.
+    """
     last = sorted({path.rpartition(".")[2] for path in paths})
     caught = [path for path in original_modules(model) if any(named(path, name) for name in last)]
     return last if sorted(caught) == sorted(paths) else sorted(paths)
 
 
 def _what_there_is(model: nn.Module, targets: str | None = None) -> str:
-    names = sorted({path.rpartition(".")[2] for path, module in original_modules(model).items() if is_linear(module)})
+    names = sorted(
+        {
+            path.rpartition(".")[2]
+            for path, module in original_modules(model).items()
+            if is_linear(module)
+        }
+    )
     advice = f"the linear layers are {', '.join(names) or 'none'}"
     if isinstance(targets, str):
         advice += "; a string is a regular expression on the whole path, names go in a list"

@@ -8,10 +8,15 @@ from lab_page import END_KERNELS, FLAGS, Server, chromium
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium. Without one the tests are skipped, or fail where MINILORA_BROWSER=required."""
+    """A headless Chromium. Without one the tests are skipped, or fail where
+    MINILORA_BROWSER=required.
+    """
     path = chromium()
     if path is None:
-        missing = "no Chromium on this machine, so no lesson is tried in a browser (Debian: apt-get install chromium)"
+        missing = (
+            "no Chromium on this machine, so no lesson is tried in a browser (Debian: apt-get "
+            "install chromium)"
+        )
         (pytest.fail if os.environ.get("MINILORA_BROWSER") == "required" else pytest.skip)(missing)
     from playwright.sync_api import sync_playwright
 
@@ -23,7 +28,9 @@ def browser():
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory):
-    """The folder that JupyterLab serves; tests lay their notebooks here, so that nothing can write into the course."""
+    """The folder that JupyterLab serves; tests lay their notebooks here, so that nothing can write
+    into the course.
+    """
     return tmp_path_factory.mktemp("notebooks")
 
 

@@ -1,7 +1,8 @@
 """JupyterLab in a headless Chromium, driven so that it is not flaky.
 
-The two things that make such tests fail now and then: cells run before the kernel has said who it is are lost, and cells outside a
-short window are not in the page at all. So everything the page needs is awaited inside the page, and windowing is off.
+The two things that make such tests fail now and then: cells run before the kernel has said who it
+is are lost, and cells outside a short window are not in the page at all. So everything the page
+needs is awaited inside the page, and windowing is off.
 """
 
 from __future__ import annotations
@@ -34,28 +35,51 @@ READY = """async (patience) => {
     return panel.content.widgets.length;
 }"""
 RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
-END_KERNELS = "async () => { if (window.jupyterapp) await window.jupyterapp.serviceManager.sessions.shutdownAll(); }"
+END_KERNELS = (
+    "async () => { if (window.jupyterapp) await "
+    "window.jupyterapp.serviceManager.sessions.shutdownAll(); }"
+)
 PROMPTS = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
     .filter(c => c.querySelector('.cm-content').innerText.trim()).map(c => c.querySelector('.jp-InputPrompt').innerText.trim())"""
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
     "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
-    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
 }
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PATIENCE = 240_000  # ms; other tests share the two cores
 
 
 def chromium() -> str | None:
     """The browser's path: MINILORA_CHROMIUM, or what the system has; None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    places = ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium")
-    found = [os.environ.get("MINILORA_CHROMIUM"), *map(shutil.which, names), *(p for p in places if Path(p).exists())]
+    places = (
+        "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+        "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    )
+    found = [
+        os.environ.get("MINILORA_CHROMIUM"),
+        *map(shutil.which, names),
+        *(p for p in places if Path(p).exists()),
+    ]
     return next((path for path in found if path), None)
 
 
 class Server:
-    """JupyterLab on a free port of 127.0.0.1 over `folder`, with config, runtime, workspace and settings folders of its own."""
+    """JupyterLab on a free port of 127.0.0.1 over `folder`, with config, runtime, workspace and
+    settings folders of its own.
+    """
 
     def __init__(self, folder: Path, own: Path):
         with socket.socket() as free:
@@ -67,18 +91,45 @@ class Server:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(value))
         environment = {
-            **os.environ, "JUPYTER_CONFIG_DIR": str(own / "config"), "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
-            "JUPYTER_DATA_DIR": str(own / "data"), "JUPYTER_NO_CONFIG": "", "IPYTHONDIR": str(own / "ipython"), "OMP_NUM_THREADS": "2",
+            **os.environ,
+            "JUPYTER_CONFIG_DIR": str(own / "config"),
+            "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
+            "JUPYTER_DATA_DIR": str(own / "data"),
+            "JUPYTER_NO_CONFIG": "",
+            "IPYTHONDIR": str(own / "ipython"),
+            "OMP_NUM_THREADS": "2",
         }
-        # On a new machine matplotlib looks for fonts once, and says so in the first cell that imports it.
-        subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True, capture_output=True)
+        # On a new machine matplotlib looks for fonts once, and says so in the first cell that
+        # imports it.
+        subprocess.run(
+            [sys.executable, "-c", "import matplotlib.font_manager"],
+            check=True,
+            capture_output=True,
+        )
         self.log = own / "lab.log"
-        self.process = subprocess.Popen([
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", "--ServerApp.ip=127.0.0.1",
-            f"--ServerApp.port={self.port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LabApp.extension_manager=readonly",
-            "--LabApp.news_url=None", f"--ServerApp.root_dir={folder}", f"--LabApp.user_settings_dir={own / 'settings'}",
-            f"--LabApp.workspaces_dir={own / 'workspaces'}",
-        ], env=environment, stdin=subprocess.DEVNULL, stdout=self.log.open("wb"), stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                "--expose-app-in-browser",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={self.port}",
+                "--ServerApp.port_retries=0",
+                "--IdentityProvider.token=",
+                "--LabApp.extension_manager=readonly",
+                "--LabApp.news_url=None",
+                f"--ServerApp.root_dir={folder}",
+                f"--LabApp.user_settings_dir={own / 'settings'}",
+                f"--LabApp.workspaces_dir={own / 'workspaces'}",
+            ],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log.open("wb"),
+            stderr=subprocess.STDOUT,
+        )
         self._await()
 
     def _await(self) -> None:
@@ -90,7 +141,9 @@ class Server:
                 return
             except OSError:
                 time.sleep(0.2)
-        raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
+        raise RuntimeError(
+            f"JupyterLab did not start:\n{self.log.read_text(errors='replace')[-3000:]}"
+        )
 
     def stop(self) -> None:
         """End the server and its kernels; by force if it does not listen."""
@@ -115,16 +168,29 @@ class LabPage:
     def run_all(self) -> None:
         """Run every cell and wait until each has its number."""
         self.page.evaluate(RUN_ALL)
-        self.page.wait_for_function(f"() => {{ const p = ({PROMPTS})(); return p.length && p.every(t => /^\\[\\d+\\]:$/.test(t)); }}")
+        self.page.wait_for_function(
+            f"() => {{ const p = ({PROMPTS})(); return p.length && p.every(t => "
+            f"/^\\[\\d+\\]:$/.test(t)); }}"
+        )
 
     def errors(self) -> list[str]:
         """What cells printed as errors or warnings."""
-        found = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]')
-        return found.all_inner_texts() + self.page.locator(".jp-RenderedText:has-text('Error displaying widget')").all_inner_texts()
+        found = self.page.locator(
+            '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], '
+            '[data-mime-type="application/vnd.jupyter.stderr"]'
+        )
+        return (
+            found.all_inner_texts()
+            + self.page.locator(
+                ".jp-RenderedText:has-text('Error displaying widget')"
+            ).all_inner_texts()
+        )
 
     def cell(self, identity: str):
         """The code cell whose source holds `identity`."""
-        return self.page.locator(".jp-Notebook .jp-CodeCell").filter(has=self.page.locator(".jp-InputArea", has_text=identity))
+        return self.page.locator(".jp-Notebook .jp-CodeCell").filter(
+            has=self.page.locator(".jp-InputArea", has_text=identity)
+        )
 
     def boxes(self) -> list:
         """Every output that holds sliders and a picture."""
@@ -140,8 +206,13 @@ class LabPage:
 
     def changed(self, box, before: dict) -> dict:
         """Wait for another state than `before`, and return it."""
-        self.page.wait_for_function("([e, old]) => JSON.stringify({...e.querySelector('.minilora-view').dataset}) !== old",
-                                    arg=[box.element_handle(), json.dumps(before, separators=(",", ":"), ensure_ascii=False)])
+        self.page.wait_for_function(
+            "([e, old]) => JSON.stringify({...e.querySelector('.minilora-view').dataset}) !== old",
+            arg=[
+                box.element_handle(),
+                json.dumps(before, separators=(",", ":"), ensure_ascii=False),
+            ],
+        )
         return self.state(box)
 
     def press(self, box, index: int) -> tuple[dict, dict]:
@@ -163,7 +234,9 @@ class LabPage:
         return self.changed(box, before)
 
     def write(self, cell, source: str) -> None:
-        """Put `source` in the place of a cell's text and run it, as a learner does with the keyboard."""
+        """Put `source` in the place of a cell's text and run it, as a learner does with the
+        keyboard.
+        """
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+A")
         self.page.keyboard.insert_text(source)
@@ -175,4 +248,7 @@ class LabPage:
         before = prompt.inner_text().strip()
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
-        self.page.wait_for_function("([e, old]) => /^\\[\\d+\\]:$/.test(e.innerText.trim()) && e.innerText.trim() !== old", arg=[prompt.element_handle(), before])
+        self.page.wait_for_function(
+            "([e, old]) => /^\\[\\d+\\]:$/.test(e.innerText.trim()) && e.innerText.trim() !== old",
+            arg=[prompt.element_handle(), before],
+        )

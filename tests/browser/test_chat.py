@@ -29,8 +29,17 @@ shown
 @pytest.fixture
 def chat(page, server, shelf, request):
     """The panel of a model that answers in so many tokens."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (setup(), CHAT.replace("MOST", str(request.param)))])
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(source)
+            for source in (setup(), CHAT.replace("MOST", str(request.param)))
+        ]
+    )
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     nbformat.write(notebook, shelf / "chat.ipynb")
     lab = LabPage(page, server, "chat.ipynb")
     lab.run_all()
@@ -67,7 +76,9 @@ def test_a_question_is_answered_and_escaped(chat):
 def test_stop_is_heard_while_the_answer_grows(chat):
     ask(chat, "tell me a story")
     state(chat, "answering", 2)
-    chat.wait_for_function("() => document.querySelector('.minilora-chat [role=log]').innerText.length > 40")
+    chat.wait_for_function(
+        "() => document.querySelector('.minilora-chat [role=log]').innerText.length > 40"
+    )
     chat.keyboard.press("Tab")
     assert chat.evaluate("document.activeElement.innerText.trim()") == "Stop"
     chat.keyboard.press("Space")

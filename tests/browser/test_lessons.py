@@ -1,6 +1,8 @@
-"""Every lesson in a real browser: its sliders by keyboard and by typing, and one exercise solved in the page.
+"""Every lesson in a real browser: its sliders by keyboard and by typing, and one exercise solved in
+the page.
 
-Lesson 00 is run whole; of the others the setup cell, the slider cells and one exercise, since nbval runs all cells anyway.
+Lesson 00 is run whole; of the others the setup cell, the slider cells and one exercise, since nbval
+runs all cells anyway.
 """
 
 import copy
@@ -34,11 +36,20 @@ STOPWATCH = """() => {
 
 
 def excerpt(notebook, whole: bool):
-    """The cells that a browser test runs, without outputs: all, or setup, sliders and the first exercise."""
+    """The cells that a browser test runs, without outputs: all, or setup, sliders and the first
+    exercise.
+    """
     chosen = copy.deepcopy(notebook)
     if not whole:
-        first = {tag: next((c["id"] for c in chosen.cells if tag in tags(c)), None) for tag in ("exercise", "check")}
-        chosen.cells = [c for c in chosen.cells if {"setup", "slider"} & set(tags(c)) or c["id"] in first.values()]
+        first = {
+            tag: next((c["id"] for c in chosen.cells if tag in tags(c)), None)
+            for tag in ("exercise", "check")
+        }
+        chosen.cells = [
+            c
+            for c in chosen.cells
+            if {"setup", "slider"} & set(tags(c)) or c["id"] in first.values()
+        ]
     for cell in chosen.cells:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
@@ -78,8 +89,14 @@ def has_sliders(notebook) -> bool:
 
 def explorers(notebook) -> list:
     """What the slider cells show, in the order of the page."""
-    shown = [cell["source"] for cell in notebook.cells if "slider" in tags(cell) and ".show()" in cell["source"]]
-    topics = [re.search(r"from minilora\.explore\.(\w+) import EXPLORER", source)[1] for source in shown]
+    shown = [
+        cell["source"]
+        for cell in notebook.cells
+        if "slider" in tags(cell) and ".show()" in cell["source"]
+    ]
+    topics = [
+        re.search(r"from minilora\.explore\.(\w+) import EXPLORER", source)[1] for source in shown
+    ]
     return [importlib.import_module(f"minilora.explore.{topic}").EXPLORER for topic in topics]
 
 
@@ -93,28 +110,44 @@ def move_all_sliders(lab: LabPage, notebook) -> None:
             assert len(names) == 1, f"one slider changed {names}"
             moved |= names
             name = names.pop()
-            if slider.step:  # numbers, evenly spaced; the others are SelectionSliders, which take no typing
-                assert lab.type(box, index, before[name]) == before  # the value from before the key press brings the whole picture back
-        assert moved == set(LabPage.state(box)), "a state that no slider moves, or a slider that moves nothing"
+            if (
+                slider.step
+            ):  # numbers, evenly spaced; the others are SelectionSliders, which take no typing
+                # the value from before the key press brings the whole picture back
+                assert lab.type(box, index, before[name]) == before
+        assert moved == set(LabPage.state(box)), (
+            "a state that no slider moves, or a slider that moves nothing"
+        )
 
 
 def solve_one_exercise(lab: LabPage, notebook) -> None:
-    stub, check, solution = (next(c for c in notebook.cells if tag in tags(c)) for tag in ("exercise", "check", "solution"))
+    stub, check, solution = (
+        next(c for c in notebook.cells if tag in tags(c))
+        for tag in ("exercise", "check", "solution")
+    )
     call = check["source"].strip().splitlines()[-1]
     verdict = lab.cell(call).locator(".minilora-check")
     assert verdict.get_attribute("data-state") == "waiting"
-    first_line = next(line for line in stub["source"].splitlines() if line.startswith(("def ", "class ")))
+    first_line = next(
+        line for line in stub["source"].splitlines() if line.startswith(("def ", "class "))
+    )
     lab.write(lab.cell(first_line).first, solution["source"])
     lab.run(lab.cell(call))
     assert verdict.get_attribute("data-state") == "done", verdict.inner_text()
 
 
 def accessibility(lab: LabPage) -> list[str]:
-    """What axe-core finds in the outputs. Without npm or a network it cannot be installed: then a warning says so, and nothing is found, unless
-    MINILORA_AXE=required makes that a failure. Left out is what a lesson cannot mend: the slider handle's missing name is ipywidgets'
-    own, and JupyterLab shows image outputs as `<img>` with no way to give an alt; lessons print beside them what they show."""
+    """What axe-core finds in the outputs. Without npm or a network it cannot be installed: then a
+    warning says so, and nothing is found, unless MINILORA_AXE=required makes that a failure. Left
+    out is what a lesson cannot mend: the slider handle's missing name is ipywidgets' own, and
+    JupyterLab shows image outputs as `<img>` with no way to give an alt; lessons print beside them
+    what they show.
+    """
     if not AXE.exists():
-        missing = "axe-core is not installed, so accessibility is not checked: `make axe` installs it, which needs npm and a network"
+        missing = (
+            "axe-core is not installed, so accessibility is not checked: `make axe` installs it, "
+            "which needs npm and a network"
+        )
         if os.environ.get("MINILORA_AXE") == "required":
             pytest.fail(missing)
         warnings.warn(missing)
@@ -126,7 +159,10 @@ def accessibility(lab: LabPage) -> list[str]:
     return found
 
 
-@pytest.mark.skipif("MINILORA_LATENCY" not in os.environ, reason="latency is measured only where MINILORA_LATENCY names the file to write: `make bench`")
+@pytest.mark.skipif(
+    "MINILORA_LATENCY" not in os.environ,
+    reason="latency is measured only where MINILORA_LATENCY names the file to write: `make bench`",
+)
 def test_latency_from_key_press_to_picture(lab, lesson):
     """Goal: median at most 60 ms, 90th percentile at most 120 ms, on two cores."""
     if not has_sliders(nbformat.read(lesson, as_version=4)):
@@ -143,7 +179,9 @@ def test_latency_from_key_press_to_picture(lab, lesson):
             name = next(key for key in after if after[key] != before[key])
             taken = sorted(lab.page.evaluate("() => window.taken"))[:-1] or [float("nan")]
             results[f"{number}: {name}"] = {
-                "median_ms": round(statistics.median(taken), 1), "p90_ms": round(taken[int(0.9 * (len(taken) - 1))], 1), "presses": len(taken),
+                "median_ms": round(statistics.median(taken), 1),
+                "p90_ms": round(taken[int(0.9 * (len(taken) - 1))], 1),
+                "presses": len(taken),
             }
     report(path, lesson.stem, results)
 
@@ -156,7 +194,11 @@ def report(path: Path, stem: str, results: dict) -> None:
 
     told = json.loads(path.read_text()) if path.exists() else {}
     told["goal"] = "from key press to picture: median at most 60 ms, 90th percentile at most 120 ms"
-    told["machine"] = {"cpus": os.cpu_count(), "system": platform.system(), "processor": platform.machine()}
+    told["machine"] = {
+        "cpus": os.cpu_count(),
+        "system": platform.system(),
+        "processor": platform.machine(),
+    }
     told["versions"] = {name: version(name) for name in ("jupyterlab", "ipywidgets", "playwright")}
     told["date"] = datetime.date.today().isoformat()
     told.setdefault("lessons", {})[stem] = results

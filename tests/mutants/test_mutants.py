@@ -1,4 +1,6 @@
-"""Planted mutants (mutants.toml): each must turn every test red that is named beside it, in a copy of the package."""
+"""Planted mutants (mutants.toml): each must turn every test red that is named beside it, in a copy
+of the package.
+"""
 
 import ast
 import dataclasses
@@ -10,7 +12,9 @@ import planting
 import pytest
 
 MUTANTS = planting.read_list()
-BY_NAME = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+BY_NAME = pytest.mark.parametrize(
+    "mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-")
+)
 PEERS = ("transformers", "peft", "bitsandbytes")
 
 
@@ -31,16 +35,23 @@ def workshop():
 @BY_NAME
 def test_a_mutant_fits_the_code(mutant):
     path = planting.ROOT / mutant.file
-    assert mutant.file.startswith("minilora/") and path.is_file(), f"{mutant.file} is gone: point the mutant at where the code went"
+    assert mutant.file.startswith("minilora/") and path.is_file(), (
+        f"{mutant.file} is gone: point the mutant at where the code went"
+    )
     source = path.read_text(encoding="utf-8")
     count = source.count(mutant.old)
-    assert count == 1, f"{mutant.file} holds this text {count} times, not once; follow the code in mutants.toml:\n{mutant.old}"
+    assert count == 1, (
+        f"{mutant.file} holds this text {count} times, not once; follow the code in "
+        f"mutants.toml:\n{mutant.old}"
+    )
     assert mutant.old != mutant.new and mutant.why and mutant.tests
     ast.parse(source.replace(mutant.old, mutant.new))
     for test in mutant.tests:
         file, _, rest = test.partition("::")
         function = re.escape(rest.partition("[")[0])
-        assert re.search(rf"^def {function}\(", (planting.ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), f"{test} is gone"
+        assert re.search(
+            rf"^def {function}\(", (planting.ROOT / file).read_text(encoding="utf-8"), re.MULTILINE
+        ), f"{test} is gone"
 
 
 def test_the_list_is_long_and_names_are_unique():
@@ -66,10 +77,14 @@ def test_without_a_mutant_every_named_test_passes(workshop):
 @BY_NAME
 def test_is_caught(workshop, mutant):
     report = workshop.try_out(mutant)
-    assert report.came_from_the_copy() and mutant.module in report.origins, f"the changed file was never used: {report.origins}"
+    assert report.came_from_the_copy() and mutant.module in report.origins, (
+        f"the changed file was never used: {report.origins}"
+    )
     for test in mutant.tests:
         outcome = report.outcomes.get(test, "not run")
-        assert report.noticed(test), f"{test} does not notice: {mutant.why} ({outcome})\n{report.output[-3000:]}"
+        assert report.noticed(test), (
+            f"{test} does not notice: {mutant.why} ({outcome})\n{report.output[-3000:]}"
+        )
 
 
 # -- the tool: what it must not take for a caught mutant
@@ -84,12 +99,16 @@ def test_a_harmless_change_survives(workshop):
     before = (planting.ROOT / SCALE.file).read_text(encoding="utf-8")
     report = workshop.try_out(dataclasses.replace(SCALE, new=SCALE.old + "  # unchanged"))
     assert report.came_from_the_copy() and SCALE.module in report.origins
-    assert report.outcomes == dict.fromkeys(SCALE.tests, "passed") and not any(map(report.noticed, SCALE.tests))
+    assert report.outcomes == dict.fromkeys(SCALE.tests, "passed") and not any(
+        map(report.noticed, SCALE.tests)
+    )
     assert (planting.ROOT / SCALE.file).read_text(encoding="utf-8") == before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("new", ["return alfa", "return self.alpha_of(path) /", "import nothing_of_that_name"])
+@pytest.mark.parametrize(
+    "new", ["return alfa", "return self.alpha_of(path) /", "import nothing_of_that_name"]
+)
 def test_a_mutant_that_cannot_run_is_not_caught(workshop, new):
     report = workshop.try_out(dataclasses.replace(SCALE, new=new))
     assert not any(map(report.noticed, SCALE.tests)), report.outcomes

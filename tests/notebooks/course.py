@@ -8,11 +8,17 @@ from minilora.audit.claims import CLAIMS as TOLD
 from tools.lesson_parts import tags
 
 # Exercises that a lesson must have at least.
-EXERCISES = {"00": 1, **{f"{n:02d}": 4 for n in range(1, 14)}, **{n: 5 for n in ("05", "07", "08", "10", "12")}, "14": 2}
+EXERCISES = {
+    "00": 1,
+    **{f"{n:02d}": 4 for n in range(1, 14)},
+    **{n: 5 for n in ("05", "07", "08", "10", "12")},
+    "14": 2,
+}
 
 # Every claim of the course and the lessons that run it.
 CLAIMS = {claim.id: " ".join(claim.lessons) for claim in TOLD.values()}
-# (claim, lesson) pairs whose lesson is there but does not run the claim yet. A pair that it does run must be taken off this list.
+# (claim, lesson) pairs whose lesson is there but does not run the claim yet. A pair that it does
+# run must be taken off this list.
 LATER: set[tuple[str, str]] = set()
 VERDICTS = ("does not hold", "holds if", "holds", "rounds")
 
@@ -43,5 +49,9 @@ def output_text(cell) -> str:
     parts = []
     for output in cell.get("outputs", []):
         parts.append(output.get("text", ""))
-        parts.extend(value for kind, value in output.get("data", {}).items() if kind.startswith("text/") or kind.endswith("svg+xml"))
+        parts.extend(
+            value
+            for kind, value in output.get("data", {}).items()
+            if kind.startswith("text/") or kind.endswith("svg+xml")
+        )
     return "\n".join(parts)

@@ -1,4 +1,6 @@
-"""Every exercise is proven: its solution passes, its stub waits, and at least three wrong answers are called by their names."""
+"""Every exercise is proven: its solution passes, its stub waits, and at least three wrong answers
+are called by their names.
+"""
 
 import ast
 import contextlib
@@ -23,14 +25,22 @@ def _triples(path) -> list[tuple]:
     return list(zip(tagged(path, "exercise"), tagged(path, "check"), tagged(path, "solution")))
 
 
-ALL = [pytest.param(path, *cells, id=f"{path.stem}-{i}") for path in lessons() for i, cells in enumerate(_triples(path), start=1)]
+ALL = [
+    pytest.param(path, *cells, id=f"{path.stem}-{i}")
+    for path in lessons()
+    for i, cells in enumerate(_triples(path), start=1)
+]
 
 
 def _checked(check) -> tuple[str, str]:
     """The exercise's id and the name of the function that a check cell hands over."""
     last = ast.parse(check.source).body[-1]
-    assert isinstance(last, ast.Expr) and isinstance(last.value, ast.Call), "a check cell ends in its call, so that the verdict shows"
-    assert ast.unparse(last.value.func) == "check.exercise", "a check cell calls check.exercise(id, function)"
+    assert isinstance(last, ast.Expr) and isinstance(last.value, ast.Call), (
+        "a check cell ends in its call, so that the verdict shows"
+    )
+    assert ast.unparse(last.value.func) == "check.exercise", (
+        "a check cell calls check.exercise(id, function)"
+    )
     identity, answer = last.value.args
     return identity.value, answer.id
 
@@ -69,25 +79,39 @@ def test_wrong_answers_are_called_by_their_names(task):
 @pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
 def test_a_lesson_has_its_exercises_in_four_cells(path):
     cells = read(path).cells
-    marked = [tag for cell in cells for tag in tags(cell) if tag in ("exercise", "check", "solution")]
+    marked = [
+        tag for cell in cells for tag in tags(cell) if tag in ("exercise", "check", "solution")
+    ]
     assert marked == ["exercise", "check", "solution"] * (len(marked) // 3)
     assert len(marked) // 3 >= EXERCISES[number(path)]
     used = [_checked(check)[0] for _, check, _ in _triples(path)]
-    assert used == [exercise.id for exercise in exercises.lesson(number(path))], "the lesson and its exercises file differ"
+    assert used == [exercise.id for exercise in exercises.lesson(number(path))], (
+        "the lesson and its exercises file differ"
+    )
     for stub in tagged(path, "exercise"):
         told = cells[cells.index(stub) - 1]
-        assert told.cell_type == "markdown" and "<details>" in told.source, f"{stub.id}: hints stand in <details> before the stub"
-        assert re.search(r"\bminutes?\b", told.source) and re.search(r"★|[Dd]ifficulty", told.source), f"{stub.id}: difficulty and minutes"
+        assert told.cell_type == "markdown" and "<details>" in told.source, (
+            f"{stub.id}: hints stand in <details> before the stub"
+        )
+        assert re.search(r"\bminutes?\b", told.source) and re.search(
+            r"★|[Dd]ifficulty", told.source
+        ), f"{stub.id}: difficulty and minutes"
         assert "NotImplementedError" in stub.source
 
 
 @pytest.mark.parametrize("path, stub, check, solution", ALL)
 def test_the_committed_page_shows_the_exercise_open(path, stub, check, solution):
     assert 'data-state="waiting"' in output_text(check)
-    assert solution.metadata.get("jupyter", {}).get("source_hidden") is True and solution.metadata.get("cellView") == "form"
+    assert (
+        solution.metadata.get("jupyter", {}).get("source_hidden") is True
+        and solution.metadata.get("cellView") == "form"
+    )
 
 
 def test_no_exercise_is_without_a_lesson():
-    files = {path.stem.removeprefix("lesson") for path in (ROOT / "minilora" / "exercises").glob("lesson*.py")}
+    files = {
+        path.stem.removeprefix("lesson")
+        for path in (ROOT / "minilora" / "exercises").glob("lesson*.py")
+    }
     assert files <= {number(path) for path in lessons()}
     assert len({exercise.id for exercise in KNOWN}) == len(KNOWN)

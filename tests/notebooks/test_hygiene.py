@@ -1,4 +1,6 @@
-"""What every committed notebook must be: executed, clean, small, the same at its start. By glob, so that none is forgotten."""
+"""What every committed notebook must be: executed, clean, small, the same at its start. By glob, so
+that none is forgotten.
+"""
 
 import ast
 import json
@@ -12,7 +14,20 @@ from tools import lesson_parts
 from tools.lesson_parts import tags
 from tools.project import ROOT, lessons, repository
 
-KNOWN_TAGS = {"badges", "setup", "slider", "exercise", "check", "solution", "timing", "raises-exception", "nbval-check-output", "nbval-skip", "gpu", "traps"}
+KNOWN_TAGS = {
+    "badges",
+    "setup",
+    "slider",
+    "exercise",
+    "check",
+    "solution",
+    "timing",
+    "raises-exception",
+    "nbval-check-output",
+    "nbval-skip",
+    "gpu",
+    "traps",
+}
 
 
 @pytest.fixture(params=lessons(), ids=lambda path: path.stem)
@@ -38,15 +53,25 @@ def test_it_is_a_valid_notebook_with_ids(lesson):
 def test_its_metadata_is_plain(lesson):
     """No widget states, no versions of somebody's Python, no trust or timing stamps."""
     notebook = read(lesson)
-    assert notebook.metadata == {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    assert notebook.metadata == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     for cell in notebook.cells:
         assert set(cell.metadata) <= {"tags", "jupyter", "cellView"}, cell.id
-        unknown = {tag for tag in tags(cell) if tag not in KNOWN_TAGS and not re.fullmatch(r"claim-C\d\d|(trap|caught)-[a-z0-9-]+", tag)}
+        unknown = {
+            tag
+            for tag in tags(cell)
+            if tag not in KNOWN_TAGS
+            and not re.fullmatch(r"claim-C\d\d|(trap|caught)-[a-z0-9-]+", tag)
+        }
         assert not unknown, f"cell {cell.id}: unknown tags {unknown}"
 
 
 def test_it_is_executed_from_top_to_bottom(lesson):
-    assert [cell.execution_count for cell in code_cells(lesson)] == list(range(1, len(code_cells(lesson)) + 1))
+    assert [cell.execution_count for cell in code_cells(lesson)] == list(
+        range(1, len(code_cells(lesson)) + 1)
+    )
 
 
 def test_it_is_small(lesson):
@@ -55,10 +80,16 @@ def test_it_is_small(lesson):
 
 
 def test_what_comments_say_is_seen_without_scrolling(lesson):
-    """JupyterLab does not wrap code: on a laptop's page what stands behind some 120 letters is cut off."""
+    """JupyterLab does not wrap code: on a laptop's page what stands behind some 120 letters is cut
+    off.
+    """
     for cell in code_cells(lesson):
         if tags(cell) != ["setup"]:
-            long = [line for line in cell.source.splitlines() if line.lstrip().startswith("#") and len(line) > 118]
+            long = [
+                line
+                for line in cell.source.splitlines()
+                if line.lstrip().startswith("#") and len(line) > 118
+            ]
             assert not long, (cell.id, long)
 
 
@@ -76,26 +107,40 @@ def test_the_repository_address_is_written_only_where_parts_come_from(lesson):
     owner = repository().removeprefix("https://github.com/")
     for cell in read(lesson).cells:
         if not {"badges", "setup"} & set(tags(cell)):
-            assert owner not in cell.source, f"cell {cell.id} names the repository; link to files by relative paths"
+            assert owner not in cell.source, (
+                f"cell {cell.id} names the repository; link to files by relative paths"
+            )
 
 
 def test_relative_links_lead_somewhere(lesson):
     for cell in read(lesson).cells:
         if cell.cell_type == "markdown":
-            for target in re.findall(r"\]\((?!https?:|#|attachment:|mailto:)([^)#\s]+)", cell.source):
+            for target in re.findall(
+                r"\]\((?!https?:|#|attachment:|mailto:)([^)#\s]+)", cell.source
+            ):
                 assert (lesson.parent / target).exists(), f"cell {cell.id} links to {target}"
 
 
 def test_outputs_are_static_and_name_no_machine(lesson):
     for cell in code_cells(lesson):
         for output in cell.outputs:
-            assert output.output_type != "error" or "raises-exception" in tags(cell), f"cell {cell.id} stores an error"
-            assert output.get("name") != "stderr", f"cell {cell.id} stores warnings or a progress bar"
-            assert not any("widget" in kind for kind in output.get("data", {})), f"cell {cell.id} stores a widget"
+            assert output.output_type != "error" or "raises-exception" in tags(cell), (
+                f"cell {cell.id} stores an error"
+            )
+            assert output.get("name") != "stderr", (
+                f"cell {cell.id} stores warnings or a progress bar"
+            )
+            assert not any("widget" in kind for kind in output.get("data", {})), (
+                f"cell {cell.id} stores a widget"
+            )
         told = re.sub(r'data:image/[^"]+', "", output_text(cell))
         for what, pattern in {
-            "a memory address": r"\b0x[0-9a-f]{8,}\b", "a folder of some machine": r"(?:/home/|/Users/|/tmp/|/roo" + r"t/|/wor" + r"k/|[A-Z]:\\\\)",
-            "a network address": r"\b(?:127\.0\.0\.1|localhost)\b", "a progress bar": r"\d+%\|.*\||\bit/s\]|\r",
+            "a memory address": r"\b0x[0-9a-f]{8,}\b",
+            "a folder of some machine": r"(?:/home/|/Users/|/tmp/|/roo"
+            + r"t/|/wor"
+            + r"k/|[A-Z]:\\\\)",
+            "a network address": r"\b(?:127\.0\.0\.1|localhost)\b",
+            "a progress bar": r"\d+%\|.*\||\bit/s\]|\r",
         }.items():
             assert not re.search(pattern, told), f"cell {cell.id} prints {what}"
 
@@ -111,7 +156,11 @@ def test_cells_that_measure_time_say_so_and_are_never_compared(lesson):
 def test_something_is_compared(lesson):
     """nbval-lax compares only tagged cells; a lesson needs golden values or asserts."""
     golden = [cell for cell in code_cells(lesson) if "nbval-check-output" in tags(cell)]
-    asserts = [cell for cell in code_cells(lesson) if any(isinstance(node, ast.Assert) for node in _nodes(cell))]
+    asserts = [
+        cell
+        for cell in code_cells(lesson)
+        if any(isinstance(node, ast.Assert) for node in _nodes(cell))
+    ]
     assert golden and asserts
 
 
@@ -125,12 +174,16 @@ def test_claims_are_the_courses_and_end_in_a_verdict(lesson):
         for tag in tags(cell):
             if claim := re.fullmatch(r"claim-(C\d\d)", tag):
                 assert claim[1] in CLAIMS, f"{claim[1]} is no claim of the course"
-                assert number(lesson) in CLAIMS[claim[1]].split(), f"{claim[1]} belongs to lesson {CLAIMS[claim[1]]}"
+                assert number(lesson) in CLAIMS[claim[1]].split(), (
+                    f"{claim[1]} belongs to lesson {CLAIMS[claim[1]]}"
+                )
                 assert cell.cell_type == "code"
     for claim in CLAIMS:
         cells = tagged(lesson, f"claim-{claim}")
         if cells:
-            assert any(verdict in output_text(cells[-1]) for verdict in VERDICTS), f"{claim}: its last cell ends in no verdict"
+            assert any(verdict in output_text(cells[-1]) for verdict in VERDICTS), (
+                f"{claim}: its last cell ends in no verdict"
+            )
 
 
 def test_every_claim_of_a_lesson_is_run_in_it(lesson):
@@ -143,7 +196,9 @@ def test_every_claim_of_a_lesson_is_run_in_it(lesson):
 def test_no_download_is_needed(lesson):
     for cell in code_cells(lesson):
         if "setup" not in tags(cell) and "gpu" not in tags(cell):
-            assert not re.search(r"pip install|git clone|urlopen|requests\.get|wget |curl ", cell.source), cell.id
+            assert not re.search(
+                r"pip install|git clone|urlopen|requests\.get|wget |curl ", cell.source
+            ), cell.id
 
 
 def test_nothing_is_upgraded_on_colab():
@@ -162,4 +217,6 @@ def test_the_file_is_written_as_the_tool_writes_it(lesson):
 def test_the_readme_lists_every_lesson():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in lessons():
-        assert f"](notebooks/{path.name})" in readme, f"{path.name} is not in the README; run `make readme`"
+        assert f"](notebooks/{path.name})" in readme, (
+            f"{path.name} is not in the README; run `make readme`"
+        )

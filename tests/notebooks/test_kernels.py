@@ -1,6 +1,8 @@
-"""A notebook whose kernel is killed, or interrupted, in the middle of a cell that trains: the same cell goes on to the same end.
+"""A notebook whose kernel is killed, or interrupted, in the middle of a cell that trains: the same
+cell goes on to the same end.
 
-Real kernels, started as Jupyter starts them; kill -9, and the interrupt that the stop button sends. PEFT's model and ours.
+Real kernels, started as Jupyter starts them; kill -9, and the interrupt that the stop button sends.
+PEFT's model and ours.
 """
 
 import json
@@ -36,14 +38,19 @@ TRAIN = """
 history = fit(model, rows, **settings, out={out!r}, resume=True, on_step=lambda step, loss: time.sleep({pause}))
 print(json.dumps([digest(model), history.losses, history.valid_losses]))
 """
-ALONE = "alone = make(stack)\nhistory = fit(alone, rows, **settings)\nprint(json.dumps([digest(alone), history.losses, history.valid_losses]))"
+ALONE = (
+    "alone = make(stack)\nhistory = fit(alone, rows, "
+    "**settings)\nprint(json.dumps([digest(alone), history.losses, history.valid_losses]))"
+)
 
 
 class Kernel:
     """A kernel and its answers."""
 
     def __init__(self):
-        self.manager, self.client = jupyter_client.manager.start_new_kernel(kernel_name="python3", env={**os.environ, "OMP_NUM_THREADS": "1"}, startup_timeout=120)
+        self.manager, self.client = jupyter_client.manager.start_new_kernel(
+            kernel_name="python3", env={**os.environ, "OMP_NUM_THREADS": "1"}, startup_timeout=120
+        )
 
     def ask(self, code):
         """Start a cell; its answer is awaited by `answer`."""
@@ -111,7 +118,10 @@ def test_a_killed_kernel_and_an_interrupted_cell(kernel, tiny_folder, tmp_path):
 
     second = kernel()
     second.run(begin + "stack = 'transformers'\nmodel = make(stack)")
-    found, wanted = second.run(TRAIN.format(out=str(tmp_path / "killed"), pause=0)), second.run(ALONE)
+    found, wanted = (
+        second.run(TRAIN.format(out=str(tmp_path / "killed"), pause=0)),
+        second.run(ALONE),
+    )
     assert json.loads(found) == json.loads(wanted) and len(json.loads(found)[1]) == 18
 
     second.run("stack = 'minilora'\nmodel = make(stack)")
@@ -120,6 +130,10 @@ def test_a_killed_kernel_and_an_interrupted_cell(kernel, tiny_folder, tmp_path):
     wait_for_lines(tmp_path / "stopped" / "metrics.jsonl", 8)
     second.manager.interrupt_kernel()
     assert second.answer()[1] == "KeyboardInterrupt"
-    usable = "print(model.training, sum(p.requires_grad for p in model.parameters()), evaluate_loss(model, rows) < evaluate_loss(make(stack), rows))"
+    usable = (
+        "print(model.training, sum(p.requires_grad for p in model.parameters()), "
+        "evaluate_loss(model, rows) < evaluate_loss(make(stack), rows))"
+    )
     assert second.run(usable).split() == ["False", "28", "True"]
-    assert json.loads(second.run(cell)) == json.loads(second.run(ALONE))  # the same cell again, in the same kernel
+    # the same cell again, in the same kernel
+    assert json.loads(second.run(cell)) == json.loads(second.run(ALONE))

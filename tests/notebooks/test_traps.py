@@ -1,4 +1,5 @@
-"""The traps stand in pairs of cells: `trap-NAME` shows how the large libraries fail in silence, `caught-NAME` that it is caught. Both are run here.
+"""The traps stand in pairs of cells: `trap-NAME` shows how the large libraries fail in silence,
+`caught-NAME` that it is caught. Both are run here.
 
 Then what catches is taken away: a cell that still passes would prove nothing.
 """
@@ -15,6 +16,7 @@ from minilora import lora, train
 from minilora.selfcheck import Report
 from tools.lesson_parts import tags
 from tools.project import lessons
+
 
 def blind_check(real):
     return lambda model, batch: Report(trainable=1, total=1, loss=0.0, learned=0, tokens=0)
@@ -38,7 +40,8 @@ def mean_of_means(real):
     return halves
 
 
-# In the lesson's order, each beside what catches it and what would not: with that in its place the second cell must fail.
+# In the lesson's order, each beside what catches it and what would not: with that in its place the
+# second cell must fail.
 TRAPS = {
     "nothing-trains": (train, "check", blind_check),
     "after-evaluation": (train, "check", blind_check),
@@ -66,7 +69,9 @@ def lesson(request):
 
 
 def test_the_traps_are_in_the_lesson_on_qlora():
-    assert [path.name[:2] for path in TRAPPED] == ["10"] * any(path.name.startswith("10-") for path in lessons())
+    assert [path.name[:2] for path in TRAPPED] == ["10"] * any(
+        path.name.startswith("10-") for path in lessons()
+    )
 
 
 def test_every_trap_is_followed_by_what_catches_it(lesson):
@@ -78,9 +83,17 @@ def test_every_trap_is_followed_by_what_catches_it(lesson):
 def test_each_cell_says_what_happened_and_asserts_it(lesson):
     for cell in code_cells(lesson):
         if pair_tag(cell):
-            asserts = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
-            computed = [node for node in asserts if any(isinstance(part, ast.Name) for part in ast.walk(node.test))]
-            assert computed and len(computed) == len(asserts), f"{pair_tag(cell)} asserts nothing that was computed"
+            asserts = [
+                node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)
+            ]
+            computed = [
+                node
+                for node in asserts
+                if any(isinstance(part, ast.Name) for part in ast.walk(node.test))
+            ]
+            assert computed and len(computed) == len(asserts), (
+                f"{pair_tag(cell)} asserts nothing that was computed"
+            )
             assert output_text(cell).strip(), f"{pair_tag(cell)} prints nothing"
 
 
@@ -94,7 +107,9 @@ def run(cell, names: dict) -> str:
 
 @pytest.fixture(scope="module")
 def bench():
-    """The names after setup and bench, per lesson: what every pair may rely on, and the pairs before it."""
+    """The names after setup and bench, per lesson: what every pair may rely on, and the pairs
+    before it.
+    """
     for name in ("transformers", "peft", "bitsandbytes"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"the traps are set with {name}, not installed")

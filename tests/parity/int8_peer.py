@@ -1,14 +1,25 @@
-"""What both test files of int8 need: inputs and weights with edge cases in them, and bitsandbytes' layer beside ours."""
+"""What both test files of int8 need: inputs and weights with edge cases in them, and bitsandbytes'
+layer beside ours.
+"""
 
 import bitsandbytes as bnb
 import torch
 from torch import nn
 
-TINY = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+TINY = dict(
+    vocab_size=97,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 
 
 def inputs(rows, width, dtype=torch.float32, outliers=0, seed=0):
-    """Random x (rows, width) with some large values, a row of zeros and a value that lies on the threshold."""
+    """Random x (rows, width) with some large values, a row of zeros and a value that lies on the
+    threshold.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=generator)
     x.view(-1)[torch.randperm(x.numel(), generator=generator)[:outliers]] *= 30
@@ -30,7 +41,11 @@ def weights(out, width, seed=1):
 def theirs(linear: nn.Linear, threshold=6.0):
     """bitsandbytes' layer with the same weights, quantized."""
     layer = bnb.nn.Linear8bitLt(
-        linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False, threshold=threshold
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        has_fp16_weights=False,
+        threshold=threshold,
     )
     layer.load_state_dict(linear.state_dict())
     return layer.to("cpu").requires_grad_(False)

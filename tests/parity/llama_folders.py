@@ -5,13 +5,32 @@ import torch
 from minilora.text import IGNORE
 
 VOCABULARY, BOS, EOS = 96, 1, 2
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
-PLAIN = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=VOCABULARY,
-             max_position_embeddings=64, initializer_range=0.15, bos_token_id=BOS, eos_token_id=EOS)  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+PLAIN = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    vocab_size=VOCABULARY,
+    max_position_embeddings=64,
+    initializer_range=0.15,
+    bos_token_id=BOS,
+    eos_token_id=EOS,
+)
 
 
 def write(folder, fields, dtype=torch.float32, shard=None, seed=0):
-    """The folder of a random Llama with these fields of config.json; its biases, where it has any, are no zeros."""
+    """The folder of a random Llama with these fields of config.json; its biases, where it has any,
+    are no zeros.
+    """
     import transformers
 
     torch.manual_seed(seed)

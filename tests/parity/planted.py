@@ -1,4 +1,5 @@
-"""A module with one place of its source changed, executed beside the real one: for faults that a test can try by itself.
+"""A module with one place of its source changed, executed beside the real one: for faults that a
+test can try by itself.
 
 The long list, whose faults reach through several modules, is tests/mutants/mutants.toml.
 """

@@ -1,6 +1,7 @@
 """Gradients of minilora.autograd against torch's, on hand-picked operations and on random graphs.
 
-Tolerance: 1e-11 relative to the largest gradient in fp64 (NumPy adds in another order than torch), 5e-5 in fp32.
+Tolerance: 1e-11 relative to the largest gradient in fp64 (NumPy adds in another order than torch),
+5e-5 in fp32.
 """
 
 import numpy as np
@@ -22,11 +23,15 @@ def compare(ours_value, theirs_value, what, tolerance):
     assert ours_value.shape == theirs_value.shape, what
     assert ours_value.dtype == theirs_value.dtype, what
     scale = max(1.0, np.abs(theirs_value[np.isfinite(theirs_value)]).max(initial=0.0))
-    np.testing.assert_allclose(ours_value, theirs_value, rtol=0, atol=tolerance * scale, err_msg=what)
+    np.testing.assert_allclose(
+        ours_value, theirs_value, rtol=0, atol=tolerance * scale, err_msg=what
+    )
 
 
 def both(arrays, expression, dtype=np.float64, repeats=1, tolerance=None):
-    """Run `expression(namespace, *leaves)` in both engines, weigh its output by fixed numbers, compare gradients."""
+    """Run `expression(namespace, *leaves)` in both engines, weigh its output by fixed numbers,
+    compare gradients.
+    """
     mine = [Tensor(a.astype(dtype), requires_grad=True) for a in arrays]
     theirs = [torch.tensor(a.astype(dtype), requires_grad=True) for a in arrays]
     out, reference = expression(Ours, *mine), expression(Theirs, *theirs)
@@ -53,7 +58,8 @@ class Theirs:
     cat, silu, gelu = torch.cat, F.silu, F.gelu
     rms_norm = staticmethod(lambda x, weight, eps: F.rms_norm(x, weight.shape, weight, eps))
     cross_entropy = staticmethod(
-        lambda x, t: F.cross_entropy(x.reshape(-1, x.shape[-1]), t.reshape(-1))  # its classes are dimension 1
+        # its classes are dimension 1
+        lambda x, t: F.cross_entropy(x.reshape(-1, x.shape[-1]), t.reshape(-1))
     )
     array = staticmethod(torch.as_tensor)
 
@@ -79,10 +85,22 @@ OPERATIONS = {
     "batch @ matrix": ([(2, 5, 3), (3, 6)], lambda n, a, b: a @ b),
     "matrix @ batch": ([(5, 3), (2, 3, 6)], lambda n, a, b: a @ b),
     "batch @ batch, broadcast": ([(2, 1, 4, 3), (5, 3, 6)], lambda n, a, b: a @ b),
-    "sums": ([(2, 4, 3)], lambda n, a: a.sum() + a.sum(1).sum() * 2 + (a.sum((0, -1), keepdim=True) ** 2).sum()),
-    "means": ([(2, 4, 3)], lambda n, a: a.mean(dim=(0, 2)) * a.mean() + a.mean(-1, keepdim=True).sum()),
-    "amax": ([(2, 4, 3)], lambda n, a: a.amax(1).sum() + a.amax() * 3 + a.amax((0, 2), keepdim=True).sum()),
-    "reshape, permute": ([(2, 4, 3)], lambda n, a: (a.reshape(8, 3) @ a.permute(2, 0, 1).reshape((3, -1))).exp() * 0.1),
+    "sums": (
+        [(2, 4, 3)],
+        lambda n, a: a.sum() + a.sum(1).sum() * 2 + (a.sum((0, -1), keepdim=True) ** 2).sum(),
+    ),
+    "means": (
+        [(2, 4, 3)],
+        lambda n, a: a.mean(dim=(0, 2)) * a.mean() + a.mean(-1, keepdim=True).sum(),
+    ),
+    "amax": (
+        [(2, 4, 3)],
+        lambda n, a: a.amax(1).sum() + a.amax() * 3 + a.amax((0, 2), keepdim=True).sum(),
+    ),
+    "reshape, permute": (
+        [(2, 4, 3)],
+        lambda n, a: (a.reshape(8, 3) @ a.permute(2, 0, 1).reshape((3, -1))).exp() * 0.1,
+    ),
     "transpose": ([(2, 4, 3)], lambda n, a: a.transpose(0, 2).transpose(-2, -1) ** 2),
     "T": ([(4, 3)], lambda n, a: a.T @ a),
     "mT": ([(2, 4, 3)], lambda n, a: a @ a.mT),
@@ -99,7 +117,10 @@ OPERATIONS = {
     "log_softmax": ([(2, 4, 3)], lambda n, a: a.log_softmax(-1) * a.log_softmax(0)),
     "causal softmax": ([(4, 4)], lambda n, a: a.masked_fill(n.array(FUTURE), -np.inf).softmax(-1)),
     "rms_norm": ([(2, 4, 3), (3,)], lambda n, a, w: n.rms_norm(a, w, eps=1e-5)),
-    "cross entropy": ([(2, 3, 5)], lambda n, a: n.cross_entropy(a, n.array([[0, 4, -100], [-100, 2, 2]]))),
+    "cross entropy": (
+        [(2, 3, 5)],
+        lambda n, a: n.cross_entropy(a, n.array([[0, 4, -100], [-100, 2, 2]])),
+    ),
 }
 
 
@@ -113,8 +134,12 @@ def test_operation_equals_torch(name, dtype):
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-30, 80.0, -80.0, 200.0, -200.0])
 def test_activations_far_out(value):
     array = np.array([value, 1.0])
-    for expression in (lambda n, a: a.sigmoid() + n.silu(a), lambda n, a: n.gelu(a), lambda n, a: a.tanh() + a.relu(),
-                       lambda n, a: a.softmax(-1) + a.log_softmax(-1)):
+    for expression in (
+        lambda n, a: a.sigmoid() + n.silu(a),
+        lambda n, a: n.gelu(a),
+        lambda n, a: a.tanh() + a.relu(),
+        lambda n, a: a.softmax(-1) + a.log_softmax(-1),
+    ):
         both([array], expression)
 
 
@@ -135,21 +160,43 @@ def test_cross_entropy_without_a_target_is_nan_as_in_torch():
     assert np.isnan(ours.cross_entropy(Tensor(np.ones((2, 3))), [-100, -100]).item())
 
 
-# random graphs: a program is a list of steps, each on values made before it (so values are reused at will)
+# random graphs: a program is a list of steps, each on values made before it (so values are reused
+# at will)
 
 UNARY = [
-    lambda n, a: a.tanh(), lambda n, a: a.sigmoid(), lambda n, a: (a * 0.3).exp(), lambda n, a: (a * a + 0.5).log(),
-    lambda n, a: n.silu(a), lambda n, a: n.gelu(a), lambda n, a: a.relu() + a * 0.1, lambda n, a: -a,
-    lambda n, a: (a * a + 1) ** -0.5, lambda n, a: a.sum(), lambda n, a: a.mean(), lambda n, a: a.reshape(-1),
+    lambda n, a: a.tanh(),
+    lambda n, a: a.sigmoid(),
+    lambda n, a: (a * 0.3).exp(),
+    lambda n, a: (a * a + 0.5).log(),
+    lambda n, a: n.silu(a),
+    lambda n, a: n.gelu(a),
+    lambda n, a: a.relu() + a * 0.1,
+    lambda n, a: -a,
+    lambda n, a: (a * a + 1) ** -0.5,
+    lambda n, a: a.sum(),
+    lambda n, a: a.mean(),
+    lambda n, a: a.reshape(-1),
 ]
 ON_AXIS = [
-    lambda n, a, d: a.sum(d), lambda n, a, d: a.mean(d, keepdim=True), lambda n, a, d: a.amax(d),
+    lambda n, a, d: a.sum(d),
+    lambda n, a, d: a.mean(d, keepdim=True),
+    lambda n, a, d: a.amax(d),
     lambda n, a, d: a.softmax(d),
-    lambda n, a, d: a.log_softmax(d), lambda n, a, d: n.cat([a, a.tanh()], d), lambda n, a, d: a.transpose(0, d),
-    lambda n, a, d: a.amax(d, keepdim=True) - a, lambda n, a, d: a[n.array([0, -1, 0])], lambda n, a, d: a[-1],
+    lambda n, a, d: a.log_softmax(d),
+    lambda n, a, d: n.cat([a, a.tanh()], d),
+    lambda n, a, d: a.transpose(0, d),
+    lambda n, a, d: a.amax(d, keepdim=True) - a,
+    lambda n, a, d: a[n.array([0, -1, 0])],
+    lambda n, a, d: a[-1],
 ]
-BINARY = [lambda n, a, b: a + b, lambda n, a, b: a * b, lambda n, a, b: a - b, lambda n, a, b: a / (b * b + 1),
-          lambda n, a, b: a @ b.transpose(-1, -2), lambda n, a, b: a.transpose(-2, -1) @ b]
+BINARY = [
+    lambda n, a, b: a + b,
+    lambda n, a, b: a * b,
+    lambda n, a, b: a - b,
+    lambda n, a, b: a / (b * b + 1),
+    lambda n, a, b: a @ b.transpose(-1, -2),
+    lambda n, a, b: a.transpose(-2, -1) @ b,
+]
 
 
 @st.composite

@@ -1,4 +1,6 @@
-"""The compiled decoder: the bits of the plain one, called when it pays, and never missed where it cannot be had."""
+"""The compiled decoder: the bits of the plain one, called when it pays, and never missed where it
+cannot be had.
+"""
 
 import shutil
 
@@ -23,15 +25,21 @@ def fresh(monkeypatch):
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """The two passes as torch runs them by itself: the same arithmetic without the wait for the compiler."""
+    """The two passes as torch runs them by itself: the same arithmetic without the wait for the
+    compiler.
+    """
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
 
 def case(blocks, block, code, seed=0):
-    """Any bytes, and scales of every size that a tensor may have; some negative, as double quantization can make them."""
+    """Any bytes, and scales of every size that a tensor may have; some negative, as double
+    quantization can make them.
+    """
     dice = np.random.default_rng(seed)
     packed = dice.integers(0, 256, blocks * block // 2, dtype=np.uint8)
-    absmax = (dice.standard_normal(blocks) * 10.0 ** dice.integers(-44, 38, blocks)).astype(np.float32)
+    absmax = (dice.standard_normal(blocks) * 10.0 ** dice.integers(-44, 38, blocks)).astype(
+        np.float32
+    )
     absmax.view(np.int32)[::2] &= -0x10000
     absmax.view(np.int32)[::2] |= 0x8000  # ties in bf16 where the level is 1
     absmax[::7] = 0
@@ -55,7 +63,9 @@ def test_the_passes_have_the_bits_of_the_plain_way(uncompiled, dtype, block):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here: the plain way is all there is")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no g++ here: the plain way is all there is"
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiled_they_have_them_too_for_any_number_of_blocks(dtype):
     for blocks, code in ((256, "nf4"), (257, "fp4"), (20011, "int4")):
@@ -95,7 +105,10 @@ def test_the_compiler_is_called_when_it_has_paid(uncompiled, monkeypatch):
 
 def test_what_does_not_suit_is_left_to_the_plain_way(uncompiled):
     small, eight = quantize(torch.randn(100, 64)), quantize(torch.randn(256, 64), "int8")
-    whole, odd = quantize(torch.randn(256, 64), block="tensor"), quantize(torch.randn(256, 75), block=25)
+    whole, odd = (
+        quantize(torch.randn(256, 64), block="tensor"),
+        quantize(torch.randn(256, 75), block=25),
+    )
     for q in (small, eight, whole, odd, quantize(np.ones((256, 64), np.float32))):
         q.dequantize()
     decoded(dtype=torch.float16)
@@ -110,11 +123,17 @@ def wrong(packed, table, absmax, out):
     out.copy_(table[packed.int()] * (absmax * 1.0000001)[:, None, None])
 
 
-@pytest.mark.parametrize("where, name, what", [(torch, "compile", broken), (compiled, "fp32_pass", wrong)])
-def test_without_a_compiler_or_with_a_wrong_one_the_plain_way_goes_on(uncompiled, monkeypatch, where, name, what):
+@pytest.mark.parametrize(
+    "where, name, what", [(torch, "compile", broken), (compiled, "fp32_pass", wrong)]
+)
+def test_without_a_compiler_or_with_a_wrong_one_the_plain_way_goes_on(
+    uncompiled, monkeypatch, where, name, what
+):
     monkeypatch.setattr(where, name, what)
     tries = []
-    monkeypatch.setattr(compiled, "_compile", lambda *a, real=compiled._compile: tries.append(a) or real(*a))
+    monkeypatch.setattr(
+        compiled, "_compile", lambda *a, real=compiled._compile: tries.append(a) or real(*a)
+    )
     values = decoded(3)
     assert len(tries) == 1 and list(compiled._passes.values()) == [None]
     monkeypatch.setenv("MINILORA_COMPILE", "never")

@@ -1,4 +1,6 @@
-"""int8 against bitsandbytes' Linear8bitLt on a CPU: integers to the bit, sums within 1e-3, states in both directions."""
+"""int8 against bitsandbytes' Linear8bitLt on a CPU: integers to the bit, sums within 1e-3, states
+in both directions.
+"""
 
 import copy
 
@@ -15,7 +17,8 @@ from torch import nn
 from minilora import int8, llama
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-sizes = st.tuples(st.integers(1, 9), st.integers(2, 40), st.integers(1, 17))  # a width of 1: see below
+# a width of 1: see below
+sizes = st.tuples(st.integers(1, 9), st.integers(2, 40), st.integers(1, 17))
 
 
 # ---- the checks that the planted mutants must fail; each takes the module
@@ -27,19 +30,28 @@ def check_codes(module, shapes=((1, 8), (3, 7), (5, 33), (64, 64)), dtypes=DTYPE
             for threshold in (0.0, 6.0, 2.0):
                 x = inputs(rows, width, dtype, outliers=2)
                 codes, scale, columns = module.quantize_rows(x, threshold)
-                their_codes, their_scale, their_columns = bnbf.int8_vectorwise_quant(x.half(), threshold=threshold)
+                their_codes, their_scale, their_columns = bnbf.int8_vectorwise_quant(
+                    x.half(), threshold=threshold
+                )
                 assert torch.equal(codes, their_codes) and torch.equal(scale, their_scale)
-                assert torch.equal(columns, torch.empty(0, dtype=torch.int64) if their_columns is None else their_columns)
+                assert torch.equal(
+                    columns,
+                    torch.empty(0, dtype=torch.int64) if their_columns is None else their_columns,
+                )
                 assert torch.equal(module.outlier_columns(x, threshold), columns)
 
 
 def check_weights_and_decoding(module):
     linear = float_linear(17, 33)
     ours, reference = module.Int8Linear.from_linear(linear), theirs(linear)
-    assert torch.equal(ours.weight, reference.weight) and torch.equal(ours.SCB, reference.weight.SCB)
+    assert torch.equal(ours.weight, reference.weight) and torch.equal(
+        ours.SCB, reference.weight.SCB
+    )
     decoded = bnbf.int8_vectorwise_dequant(reference.weight.data, reference.weight.SCB)
     torch.testing.assert_close(ours.dense_weight(), decoded, rtol=2e-7, atol=0)
-    assert (ours.dense_weight() - linear.weight).abs().max() <= (linear.weight.abs().amax(1) / 254).max() * 1.06
+    assert (ours.dense_weight() - linear.weight).abs().max() <= (
+        linear.weight.abs().amax(1) / 254
+    ).max() * 1.06
 
 
 def check_integer_product(module):
@@ -50,7 +62,9 @@ def check_integer_product(module):
         exact = torch.from_numpy(a.numpy().astype(np.int64) @ b.numpy().astype(np.int64).T)
         for product in (module.integer_product, module.chunked_product):
             assert torch.equal(product(a, b).long(), exact)
-        assert width == 1 or torch.equal(module.integer_product(a, b), torch.ops.bitsandbytes.int8_linear_matmul(a, b))
+        assert width == 1 or torch.equal(
+            module.integer_product(a, b), torch.ops.bitsandbytes.int8_linear_matmul(a, b)
+        )
 
 
 def check_sums(module, shapes=((1, 8, 4), (3, 7, 5), (33, 64, 48)), dtypes=DTYPES):
@@ -59,7 +73,10 @@ def check_sums(module, shapes=((1, 8, 4), (3, 7, 5), (33, 64, 48)), dtypes=DTYPE
             for threshold in (0.0, 6.0):
                 linear = float_linear(out, width)
                 x = inputs(rows, width, dtype, outliers=3)
-                ours, reference = module.Int8Linear.from_linear(linear, threshold).eval(), theirs(linear, threshold).eval()
+                ours, reference = (
+                    module.Int8Linear.from_linear(linear, threshold).eval(),
+                    theirs(linear, threshold).eval(),
+                )
                 y, expected = ours(x), reference(x)
                 assert y.dtype == expected.dtype and y.shape == expected.shape
                 assert relative(y, expected) <= (1e-4 if dtype == torch.float32 else 1e-3)
@@ -69,7 +86,8 @@ def check_training(module):
     for dtype in DTYPES:
         linear = float_linear(13, 33)
         ours, reference = module.Int8Linear.from_linear(linear).train(), theirs(linear).train()
-        for mode in (True, False, True):  # train, eval, train: the gradient of x must be there each time
+        # train, eval, train: the gradient of x must be there each time
+        for mode in (True, False, True):
             ours.train(mode), reference.train(mode)
             x, x2 = (inputs(5, 33, dtype, outliers=2).requires_grad_() for _ in range(2))
             y, expected = ours(x), reference(x2)
@@ -93,7 +111,9 @@ def check_model(module):
     model = llama.Llama(llama.Config(**TINY)).eval()
     before = copy.deepcopy(model)
     assert module.quantize_model_int8(model, 6.0) is model
-    kinds = {type(layer) for layer in model.model.layers[0].modules() if hasattr(layer, "in_features")}
+    kinds = {
+        type(layer) for layer in model.model.layers[0].modules() if hasattr(layer, "in_features")
+    }
     assert kinds == {module.Int8Linear}
     head = getattr(model, "lm_head", None)
     assert head is None or type(head) is nn.Linear
@@ -115,9 +135,18 @@ MUTANTS = {
     "truncates": (".round_()", ".trunc_()"),
     "scaled to 128": ("127 / scale, scale)", "128 / scale, scale)"),
     "not through fp16": ("half = x.detach().half()", "half = x.detach().float()"),
-    "threshold itself is no outlier": ("reached = x.detach().half().abs() >= threshold", "reached = x.detach().half().abs() > threshold"),
-    "outliers judged by sign": ("x.detach().half().abs() >= threshold", "x.detach().half() >= threshold"),
-    "row maximum counts the outliers": ("half = half.masked_fill(half.abs() >= threshold, 0)", "pass"),
+    "threshold itself is no outlier": (
+        "reached = x.detach().half().abs() >= threshold",
+        "reached = x.detach().half().abs() > threshold",
+    ),
+    "outliers judged by sign": (
+        "x.detach().half().abs() >= threshold",
+        "x.detach().half() >= threshold",
+    ),
+    "row maximum counts the outliers": (
+        "half = half.masked_fill(half.abs() >= threshold, 0)",
+        "pass",
+    ),
     "outlier columns left in the integers": ("codes[:, columns] = 0", "pass"),
     "whole outlier columns left out of the maximum": (
         "half = half.masked_fill(half.abs() >= threshold, 0)",
@@ -125,7 +154,10 @@ MUTANTS = {
     ),
     "outlier part forgotten": ("if columns.numel():  # the second", "if False:  # the second"),
     "second part from fp16": ("y.addmm(x[:, columns],", "y.addmm(x[:, columns] * 1.01,"),
-    "one scale twice": ("row_scale[:, None] * scale[None, :]", "row_scale[:, None] * row_scale.mean()"),
+    "one scale twice": (
+        "row_scale[:, None] * scale[None, :]",
+        "row_scale[:, None] * row_scale.mean()",
+    ),
     "1/127": ("UNIT = 1 / 127**2", "UNIT = 1 / 127"),
     "decoded by 1/128": ("(scale * (1 / 127))", "(scale * (1 / 128))"),
     "bias forgotten in eval": ("        y += bias", "        pass"),
@@ -138,7 +170,8 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_every_planted_mutant_is_caught(mutant):
-    with planted(int8, *MUTANTS[mutant]) as module, pytest.raises((AssertionError, TypeError)):  # TypeError: None where the other has a gradient
+    # TypeError: None where the other has a gradient
+    with planted(int8, *MUTANTS[mutant]) as module, pytest.raises((AssertionError, TypeError)):
         for check in CHECKS:
             check(module)
 
@@ -147,19 +180,33 @@ def test_every_planted_mutant_is_caught(mutant):
 
 
 @settings(max_examples=80, deadline=None)
-@given(sizes, st.sampled_from(DTYPES), st.sampled_from([0.0, 0.5, 3.0, 6.0]), st.integers(0, 9), st.booleans())
+@given(
+    sizes,
+    st.sampled_from(DTYPES),
+    st.sampled_from([0.0, 0.5, 3.0, 6.0]),
+    st.integers(0, 9),
+    st.booleans(),
+)
 def test_any_shape_equals_bitsandbytes(size, dtype, threshold, outliers, bias):
     rows, width, out = size
     x, linear = inputs(rows, width, dtype, outliers, seed=rows), float_linear(out, width, bias)
-    ours, reference = int8.Int8Linear.from_linear(linear, threshold).eval(), theirs(linear, threshold).eval()
+    ours, reference = (
+        int8.Int8Linear.from_linear(linear, threshold).eval(),
+        theirs(linear, threshold).eval(),
+    )
     assert torch.equal(ours.weight, reference.weight)
     codes, scale, columns = int8.quantize_rows(x, threshold)
-    their_codes, their_scale, their_columns = bnbf.int8_vectorwise_quant(x.half(), threshold=threshold)
+    their_codes, their_scale, their_columns = bnbf.int8_vectorwise_quant(
+        x.half(), threshold=threshold
+    )
     assert torch.equal(codes, their_codes) and torch.equal(scale, their_scale)
     their_integers = torch.ops.bitsandbytes.int8_linear_matmul(their_codes, reference.weight.data)
     assert torch.equal(int8.integer_product(codes, ours.weight), their_integers)
-    # the constant, and the two parts each rounded once, against the size of what is added up (sums may cancel)
-    size = x.double().abs() @ linear.weight.double().abs().T + (linear.bias.double().abs() if bias else 0)
+    # the constant, and the two parts each rounded once, against the size of what is added up (sums
+    # may cancel)
+    size = x.double().abs() @ linear.weight.double().abs().T + (
+        linear.bias.double().abs() if bias else 0
+    )
     error = (ours(x).double() - reference(x).double()).abs()
     assert (error <= (4e-5 + 3 * torch.finfo(dtype).eps) * size).all()
 
@@ -172,16 +219,22 @@ def test_leading_dimensions_of_any_number(shape, training):
     y = layer(x)
     assert y.shape == (*shape[:-1], 5)
     if x.numel() and not training:
-        torch.testing.assert_close(y.reshape(-1, 5)[:1], layer(x.reshape(-1, 8)[:1]), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            y.reshape(-1, 5)[:1], layer(x.reshape(-1, 8)[:1]), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_one_row_is_like_any_other_row():
-    """bitsandbytes zeroes whole outlier columns only where there is more than one row; with one row it is the same thing."""
+    """bitsandbytes zeroes whole outlier columns only where there is more than one row; with one row
+    it is the same thing.
+    """
     layer = int8.Int8Linear.from_linear(float_linear(5, 8)).eval()
     x = torch.tensor([[7.0, 0.1, -9.0, 0.2, 0.3, 0.4, 0.5, 0.6]])
     torch.testing.assert_close(layer(x)[0], layer(x.repeat(3, 1))[2], rtol=1e-6, atol=1e-6)
     all_outliers = torch.full((1, 8), 50.0)
-    torch.testing.assert_close(layer(all_outliers), all_outliers @ layer.dense_weight().T + layer.bias)
+    torch.testing.assert_close(
+        layer(all_outliers), all_outliers @ layer.dense_weight().T + layer.bias
+    )
 
 
 def test_zeros_infinities_and_nan():
@@ -203,7 +256,10 @@ def test_a_single_feature_where_bitsandbytes_reads_unwritten_memory():
 
 def test_sums_beyond_int32_stay_exact():
     width = 140_000
-    a, b = torch.full((1, width), 127, dtype=torch.int8), torch.full((2, width), 127, dtype=torch.int8)
+    a, b = (
+        torch.full((1, width), 127, dtype=torch.int8),
+        torch.full((2, width), 127, dtype=torch.int8),
+    )
     assert int8.integer_product(a, b).tolist() == [[127 * 127 * width] * 2]
 
 
@@ -221,7 +277,9 @@ def test_states_go_both_ways():
     linear, other = float_linear(13, 33, seed=1), float_linear(13, 33, seed=2)
     ours, reference = int8.Int8Linear.from_linear(linear), theirs(other)
     ours_state, their_state = ours.state_dict(), reference.state_dict()
-    assert {k: (v.dtype, v.shape) for k, v in ours_state.items()} == {k: (v.dtype, v.shape) for k, v in their_state.items()}
+    assert {k: (v.dtype, v.shape) for k, v in ours_state.items()} == {
+        k: (v.dtype, v.shape) for k, v in their_state.items()
+    }
     x = inputs(4, 33, outliers=1)
     fresh = theirs(linear)
     fresh.load_state_dict(ours.state_dict())
@@ -237,7 +295,11 @@ def test_casting_the_model_leaves_the_scales_alone():
     weight, scale = layer.weight.clone(), layer.SCB.clone()
     layer.to(torch.bfloat16)
     assert layer.dtype == torch.bfloat16 == layer.bias.dtype == layer.dense_weight().dtype
-    assert torch.equal(layer.weight, weight) and torch.equal(layer.SCB, scale) and layer.SCB.dtype == torch.float32
+    assert (
+        torch.equal(layer.weight, weight)
+        and torch.equal(layer.SCB, scale)
+        and layer.SCB.dtype == torch.float32
+    )
     assert layer(torch.randn(2, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
     twin = copy.deepcopy(layer.float()).double()
     assert twin.dtype == torch.float64 and layer.dtype == torch.float32

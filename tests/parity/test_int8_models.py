@@ -1,4 +1,6 @@
-"""int8 in whole models: transformers' load_in_8bit and PEFT beside ours, adapters that learn on it, outliers, refusals."""
+"""int8 in whole models: transformers' load_in_8bit and PEFT beside ours, adapters that learn on it,
+outliers, refusals.
+"""
 
 import copy
 
@@ -19,8 +21,9 @@ def transformers_model():
 
 
 def test_transformers_llama_equals_bitsandbytes_layers_in_its_place(monkeypatch):
-    """With bitsandbytes' rounded constant to float precision; with the exact one, a few activations of the deeper layers round
-    the other way, which is a step of 1/127 each."""
+    """With bitsandbytes' rounded constant to float precision; with the exact one, a few activations
+    of the deeper layers round the other way, which is a step of 1/127 each.
+    """
     model = transformers_model()
     reference = copy.deepcopy(model)
     for path, module in list(reference.named_modules()):
@@ -39,7 +42,11 @@ def test_transformers_llama_equals_bitsandbytes_layers_in_its_place(monkeypatch)
     assert all(torch.equal(v, reference.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("make", [lambda: llama.Llama(llama.Config(**TINY)), transformers_model], ids=["ours", "transformers"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: llama.Llama(llama.Config(**TINY)), transformers_model],
+    ids=["ours", "transformers"],
+)
 def test_an_adapter_learns_on_it_and_merges_exactly(make):
     torch.manual_seed(0)
     model = lora.add_lora(int8.quantize_model_int8(make()), rank=4, alpha=8)
@@ -72,7 +79,9 @@ def test_an_adapter_learns_on_it_and_merges_exactly(make):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_files_of_load_in_8bit_and_an_adapter_in_peft(tmp_path, monkeypatch):
-    """A model that transformers quantized and saved loads here; our adapter on it gives PEFT's training logits to the bit."""
+    """A model that transformers quantized and saved loads here; our adapter on it gives PEFT's
+    training logits to the bit.
+    """
     from peft import PeftModel
     from safetensors.torch import load_file
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
@@ -114,7 +123,10 @@ def test_planted_outliers_hurt_plain_int8_and_not_the_decomposition():
         found = int8.trace_outliers(model, lambda: model(ids))
         assert found["model.layers.0.self_attn.q_proj"].tolist() == [3, 40]
         assert found["model.layers.1.mlp.down_proj"].numel() == 0
-        plain, split = (int8.quantize_model_int8(copy.deepcopy(model), threshold)(ids) for threshold in (0.0, 6.0))
+        plain, split = (
+            int8.quantize_model_int8(copy.deepcopy(model), threshold)(ids)
+            for threshold in (0.0, 6.0)
+        )
     assert relative(plain, exact) > 3 * relative(split, exact)
 
 
@@ -147,8 +159,16 @@ def broken(value):
         (lambda: int8.quantize_model_int8(broken(1e6)), r"^1 has a weight of magnitude 1e\+06"),
         (lambda: int8.quantize_model_int8(broken(float("nan"))), "magnitude nan"),
         (lambda: int8.quantize_model_int8(int8.quantize_model_int8(broken(1.0))), "already"),
-        (lambda: int8.quantize_model_int8(lora.add_lora(llama.Llama(llama.Config(**TINY)))), "quantize the model first"),
-        (lambda: int8.Int8Linear.from_linear(nn.Linear(4, 4)).load_state_dict(nn.Linear(4, 4).state_dict()), "float32, not int8"),
+        (
+            lambda: int8.quantize_model_int8(lora.add_lora(llama.Llama(llama.Config(**TINY)))),
+            "quantize the model first",
+        ),
+        (
+            lambda: int8.Int8Linear.from_linear(nn.Linear(4, 4)).load_state_dict(
+                nn.Linear(4, 4).state_dict()
+            ),
+            "float32, not int8",
+        ),
     ],
 )
 def test_errors_name_the_value_and_the_remedy(call, says):

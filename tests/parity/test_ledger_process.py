@@ -1,4 +1,6 @@
-"""The ledger beside the memory that the operating system sees: a real step in a process of its own."""
+"""The ledger beside the memory that the operating system sees: a real step in a process of its
+own.
+"""
 
 import json
 import os
@@ -10,7 +12,6 @@ import pytest
 
 from minilora.budget.catalog import Shape
 from minilora.budget.ledger import measure
-from minilora.budget.setup import make
 
 ROOT = Path(__file__).resolve().parents[2]
 GROWTH = """
@@ -50,17 +51,36 @@ ADAPTED = ["adapted", 1536, 4096, 8, 12, 12, 16000]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark of a process is read from Linux' /proc")
-@pytest.mark.parametrize("shape, settings", [
-    (WHOLE, dict(method="full", batch=1, seq=256, checkpointing=False)),
-    (ADAPTED, dict(method="lora", precision="fp32", batch=1, seq=160, checkpointing=False)),
-], ids=["full", "lora"])  # fmt: skip
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="the high-water mark of a process is read from Linux' /proc",
+)
+@pytest.mark.parametrize(
+    "shape, settings",
+    [
+        (WHOLE, dict(method="full", batch=1, seq=256, checkpointing=False)),
+        (ADAPTED, dict(method="lora", precision="fp32", batch=1, seq=160, checkpointing=False)),
+    ],
+    ids=["full", "lora"],
+)
 def test_the_growth_of_a_process_is_the_ledgers_peak(shape, settings):
     settings |= dict(library="minilora", device="cpu")
-    # Every block is asked from the system and given back at once, so that the process holds what the tensors hold.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0",
-                                "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", GROWTH, json.dumps([shape, settings])], env=environment, capture_output=True, text=True)
+    # Every block is asked from the system and given back at once, so that the process holds what
+    # the tensors hold.
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "MALLOC_TOP_PAD_": "0",
+        "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, json.dumps([shape, settings])],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     grown, ledger = json.loads(done.stdout), measure(Shape(*shape), **settings)
     assert ledger.peak > 2**30

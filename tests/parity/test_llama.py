@@ -1,4 +1,6 @@
-"""The Llama against transformers' LlamaForCausalLM: logits, generation, sampling, gradients, and mutants of each."""
+"""The Llama against transformers' LlamaForCausalLM: logits, generation, sampling, gradients, and
+mutants of each.
+"""
 
 import random
 
@@ -14,7 +16,11 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
 
 
@@ -25,12 +31,24 @@ def fields(seed):
     heads = groups * per_group
     natural = pick.choice([4, 8, 16])
     return dict(
-        vocab_size=pick.choice([33, 64, 101]), hidden_size=heads * natural, intermediate_size=pick.choice([24, 40, 65]),
-        num_hidden_layers=pick.choice([1, 2, 3]), num_attention_heads=heads, num_key_value_heads=groups,
-        head_dim=pick.choice([natural, natural, 6, 12]), rms_norm_eps=pick.choice([1e-6, 1e-5]),
-        rope_theta=pick.choice([10000.0, 500000.0]), rope_scaling=pick.choice([None, None, LLAMA3, {"rope_type": "linear", "factor": 2.0}]),
-        max_position_embeddings=128, tie_word_embeddings=pick.random() < 0.5, attention_bias=pick.random() < 0.3,
-        mlp_bias=pick.random() < 0.3, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        vocab_size=pick.choice([33, 64, 101]),
+        hidden_size=heads * natural,
+        intermediate_size=pick.choice([24, 40, 65]),
+        num_hidden_layers=pick.choice([1, 2, 3]),
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=pick.choice([natural, natural, 6, 12]),
+        rms_norm_eps=pick.choice([1e-6, 1e-5]),
+        rope_theta=pick.choice([10000.0, 500000.0]),
+        rope_scaling=pick.choice([None, None, LLAMA3, {"rope_type": "linear", "factor": 2.0}]),
+        max_position_embeddings=128,
+        tie_word_embeddings=pick.random() < 0.5,
+        attention_bias=pick.random() < 0.3,
+        mlp_bias=pick.random() < 0.3,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
     )
 
 
@@ -52,7 +70,9 @@ def twins(seed, **changes):
 
 
 def tokens(model, batch, length, seed=0):
-    return torch.randint(3, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        3, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def gap(seed, length):
@@ -104,7 +124,9 @@ def test_recomputing_saves_memory():
     saved = {}
     for ours.gradient_checkpointing in (False, True):
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.append(t.nbytes) or t, lambda t: t
+        ):
             ours(ids).sum()
         saved[ours.gradient_checkpointing] = sum(sizes)
     assert saved[True] < saved[False] / 2
@@ -116,9 +138,11 @@ def test_saves_no_more_for_backward_than_transformers():
 
     def stored(run):
         seen = {}
+
         def note(t):
             seen[t.untyped_storage().data_ptr()] = t.untyped_storage()
             return t
+
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             result = run()
         return sum(s.nbytes() for s in seen.values()), result
@@ -165,7 +189,9 @@ def test_greedy_is_the_same_with_cache_without_it_and_in_transformers(seed):
     plain = ids
     for _ in range(new):
         plain = torch.cat((plain, ours(plain)[:, -1].argmax(-1, keepdim=True)), dim=1)
-    reference = theirs.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
+    reference = theirs.generate(
+        ids, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     assert torch.equal(mine, plain)
     assert torch.equal(mine, reference)
 
@@ -217,7 +243,14 @@ def test_sampling_draws_transformers_tokens_under_one_seed():
     mine = ours.generate(ids, 20, temperature=0.8, top_k=20, top_p=0.9, stop=[])
     torch.manual_seed(11)
     reference = theirs.generate(
-        ids, max_new_tokens=20, do_sample=True, temperature=0.8, top_k=20, top_p=0.9, eos_token_id=None, pad_token_id=0
+        ids,
+        max_new_tokens=20,
+        do_sample=True,
+        temperature=0.8,
+        top_k=20,
+        top_p=0.9,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     assert torch.equal(mine, reference)
 
@@ -250,7 +283,10 @@ def test_filters_equal_transformers_warpers(temperature, top_k, top_p):
     smooth = torch.randn(4, 64, generator=generator) * 3
     ties = torch.randint(-2, 3, (4, 64), generator=generator).float()
     for logits in (smooth, ties, torch.zeros(2, 64)):
-        assert torch.equal(sampling.filter_logits(logits, temperature, top_k, top_p), warped(logits, temperature, top_k, top_p))
+        assert torch.equal(
+            sampling.filter_logits(logits, temperature, top_k, top_p),
+            warped(logits, temperature, top_k, top_p),
+        )
 
 
 def test_stop_ends_rows_pads_them_and_ends_the_batch():
@@ -275,17 +311,25 @@ def test_generation_leaves_modes_as_they_were_and_turns_dropout_off():
     ours.train()
     ours.model.norm.eval()
     ours.generate(tokens(ours, 1, 3), 2)
-    assert ours.training and ours.model.layers[0].mlp.dropout.training and not ours.model.norm.training
+    assert (
+        ours.training and ours.model.layers[0].mlp.dropout.training and not ours.model.norm.training
+    )
 
 
 @pytest.mark.parametrize(
     "wrong, word",
     [
-        (dict(max_new_tokens=-1), "max_new_tokens is -1"), (dict(temperature=-0.5), "temperature is -0.5"),
-        (dict(temperature=float("nan")), "temperature is nan"), (dict(top_k=0), "top_k is 0"), (dict(top_p=0.0), "top_p is 0.0"),
-        (dict(top_p=1.5), "top_p is 1.5"), (dict(ids=torch.tensor([1, 2])), "(batch, length)"),
-        (dict(ids=torch.zeros(1, 0, dtype=torch.long)), "at least one"), (dict(ids=torch.tensor([[9999]])), "token id 9999"),
-        (dict(attention_mask=torch.ones(1, 2)), "must be alike"), (dict(attention_mask=torch.tensor([[1, 1, 0]])), "on the left"),
+        (dict(max_new_tokens=-1), "max_new_tokens is -1"),
+        (dict(temperature=-0.5), "temperature is -0.5"),
+        (dict(temperature=float("nan")), "temperature is nan"),
+        (dict(top_k=0), "top_k is 0"),
+        (dict(top_p=0.0), "top_p is 0.0"),
+        (dict(top_p=1.5), "top_p is 1.5"),
+        (dict(ids=torch.tensor([1, 2])), "(batch, length)"),
+        (dict(ids=torch.zeros(1, 0, dtype=torch.long)), "at least one"),
+        (dict(ids=torch.tensor([[9999]])), "token id 9999"),
+        (dict(attention_mask=torch.ones(1, 2)), "must be alike"),
+        (dict(attention_mask=torch.tensor([[1, 1, 0]])), "on the left"),
     ],
 )
 def test_senseless_values_are_named(wrong, word):
@@ -306,24 +350,35 @@ def test_a_full_cache_says_so():
 
 def _no_causal_mask(monkeypatch):
     attend = llama.Attention.attend
-    monkeypatch.setattr(llama.Attention, "attend", staticmethod(lambda *a, **k: attend(*a, **(k | {"is_causal": False}))))
+    monkeypatch.setattr(
+        llama.Attention,
+        "attend",
+        staticmethod(lambda *a, **k: attend(*a, **(k | {"is_causal": False}))),
+    )
 
 
 def _neighbours_paired(monkeypatch):
     def rotate(x, cos, sin):
         pairs = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
         return x * cos + pairs * sin.abs()
+
     monkeypatch.setattr(llama, "rotate", rotate)
 
 
 def _turned_the_other_way_for_keys(monkeypatch):
     turn, calls = llama.rotate, []
-    monkeypatch.setattr(llama, "rotate", lambda x, c, s: calls.append(1) or turn(x, c, s if len(calls) % 2 else -s))
+    monkeypatch.setattr(
+        llama, "rotate", lambda x, c, s: calls.append(1) or turn(x, c, s if len(calls) % 2 else -s)
+    )
 
 
 def _rope_scaling_forgotten(monkeypatch):
     frequencies = llama.rope_frequencies
-    monkeypatch.setattr(llama, "rope_frequencies", lambda c: frequencies(Config(**(vars(c) | {"rope_scaling": None}))))
+    monkeypatch.setattr(
+        llama,
+        "rope_frequencies",
+        lambda c: frequencies(Config(**(vars(c) | {"rope_scaling": None}))),
+    )
 
 
 def _gelu_for_silu(monkeypatch):
@@ -332,24 +387,35 @@ def _gelu_for_silu(monkeypatch):
 
 def _epsilon_outside_the_root(monkeypatch):
     monkeypatch.setattr(
-        llama.RMSNorm, "forward", lambda self, x: x / (x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps * 100) * self.weight
+        llama.RMSNorm,
+        "forward",
+        lambda self, x: x / (x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps * 100) * self.weight,
     )
 
 
 def _mean_subtracted(monkeypatch):
     norm = llama.RMSNorm.forward
-    monkeypatch.setattr(llama.RMSNorm, "forward", lambda self, x: norm(self, x - x.mean(-1, keepdim=True)))
+    monkeypatch.setattr(
+        llama.RMSNorm, "forward", lambda self, x: norm(self, x - x.mean(-1, keepdim=True))
+    )
 
 
 MUTANTS = [
-    _no_causal_mask, _neighbours_paired, _turned_the_other_way_for_keys, _rope_scaling_forgotten, _gelu_for_silu,
-    _epsilon_outside_the_root, _mean_subtracted,
+    _no_causal_mask,
+    _neighbours_paired,
+    _turned_the_other_way_for_keys,
+    _rope_scaling_forgotten,
+    _gelu_for_silu,
+    _epsilon_outside_the_root,
+    _mean_subtracted,
 ]
 
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda f: f.__name__.strip("_"))
 def test_a_planted_fault_is_seen(mutate, monkeypatch):
-    seed = next(s for s in range(50) if fields(s)["rope_scaling"] is LLAMA3 and fields(s)["head_dim"] >= 8)
+    seed = next(
+        s for s in range(50) if fields(s)["rope_scaling"] is LLAMA3 and fields(s)["head_dim"] >= 8
+    )
     assert gap(seed, 33) <= 1e-5
     theirs, _ = twins(seed)
     ids = tokens(theirs, 2, 33, seed)
@@ -363,21 +429,32 @@ def test_a_planted_fault_is_seen(mutate, monkeypatch):
 
 def _new_tokens_all_at_position_one(monkeypatch):
     table = llama.RotaryTable.forward
-    monkeypatch.setattr(llama.RotaryTable, "forward", lambda self, a, b: table(self, a, b) if b - a > 1 else table(self, 1, 2))
+    monkeypatch.setattr(
+        llama.RotaryTable,
+        "forward",
+        lambda self, a, b: table(self, a, b) if b - a > 1 else table(self, 1, 2),
+    )
 
 
 def _cache_one_behind(monkeypatch):
     def extend(self, layer, k, v, whole=Cache.extend):
         keys, values = whole(self, layer, k, v)
         return (keys[:, :, :-1], values[:, :, :-1]) if k.shape[2] == 1 else (keys, values)
+
     monkeypatch.setattr(Cache, "extend", extend)
 
 
-@pytest.mark.parametrize("mutate", [_new_tokens_all_at_position_one, _cache_one_behind], ids=lambda f: f.__name__.strip("_"))
+@pytest.mark.parametrize(
+    "mutate",
+    [_new_tokens_all_at_position_one, _cache_one_behind],
+    ids=lambda f: f.__name__.strip("_"),
+)
 def test_a_planted_fault_in_the_cache_is_seen(mutate, monkeypatch):
     theirs, ours = twins(3)
     ids = tokens(ours, 2, 8)
-    reference = theirs.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+    reference = theirs.generate(
+        ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     assert torch.equal(ours.generate(ids, 24, stop=[]), reference)
     mutate(monkeypatch)
     assert not torch.equal(ours.generate(ids, 24, stop=[]), reference)
@@ -389,9 +466,14 @@ def test_the_shipped_base_equals_transformers():
     folder = data_folder() / "base"
     if not (folder / "config.json").is_file():
         pytest.skip(f"no model at {folder}")
-    theirs, ours = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), Llama.from_pretrained(folder)
+    theirs, ours = (
+        transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        Llama.from_pretrained(folder),
+    )
     ids = tokens(ours, 2, 77)
     with torch.no_grad():
         assert (theirs(ids).logits - ours(ids)).abs().max() <= 1e-5
     ids = ids[:, :15]
-    assert torch.equal(ours.generate(ids, 40), theirs.generate(ids, max_new_tokens=40, do_sample=False))
+    assert torch.equal(
+        ours.generate(ids, 40), theirs.generate(ids, max_new_tokens=40, do_sample=False)
+    )

@@ -1,14 +1,12 @@
 """LoRA layers against PEFT's: outputs, gradients, merges, mixtures and mixed batches."""
 
 import copy
-import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
 from minilora import lora
 from minilora.lora.layer import LoRALinear
@@ -42,14 +40,22 @@ def toy(seed=0, dtype=torch.float32):
 def llama(tied=False, dtype=torch.float32):
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=tied,
-    )  # fmt: skip
+        vocab_size=48,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=tied,
+    )
     return transformers.LlamaForCausalLM(config).eval().to(dtype)
 
 
 def scramble(model, seed=3):
-    """Random, non-zero numbers in everything that trains, so that no error can hide behind B = 0."""
+    """Random, non-zero numbers in everything that trains, so that no error can hide behind B =
+    0.
+    """
     torch.manual_seed(seed)
     for parameter in lora.trainable_parameters(model):
         noise = torch.randn(parameter.shape, dtype=parameter.dtype)
@@ -80,9 +86,12 @@ def test_forward_is_bit_equal_to_peft(variant, targets):
     base = toy()
     ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, targets, variant=variant))
     config = peft.LoraConfig(
-        r=3, lora_alpha=7, target_modules=["wide", "narrow"] if targets == "all" else targets,
-        use_rslora="rs" in variant, use_dora="dora" in variant,
-    )  # fmt: skip
+        r=3,
+        lora_alpha=7,
+        target_modules=["wide", "narrow"] if targets == "all" else targets,
+        use_rslora="rs" in variant,
+        use_dora="dora" in variant,
+    )
     twin = peft_twin(base, config, ours)
     if "dora" in variant:  # PEFT forms B A through an identity matrix: the last bit may differ
         torch.testing.assert_close(logits(ours, IDS), logits(twin, IDS), rtol=1e-6, atol=1e-6)
@@ -95,7 +104,13 @@ def test_forward_is_bit_equal_to_peft(variant, targets):
 def test_gradients_equal_pefts(variant, alpha):
     base = llama()
     ours = scramble(lora.add_lora(copy.deepcopy(base), 4, alpha, variant=variant))
-    twin = peft_twin(base, peft.LoraConfig(r=4, lora_alpha=alpha, target_modules="all-linear", use_dora=variant == "dora"), ours)
+    twin = peft_twin(
+        base,
+        peft.LoraConfig(
+            r=4, lora_alpha=alpha, target_modules="all-linear", use_dora=variant == "dora"
+        ),
+        ours,
+    )
     ids = torch.randint(0, 48, (2, 9))
     for model in (ours, twin):
         model.train()
@@ -104,7 +119,9 @@ def test_gradients_equal_pefts(variant, alpha):
     checked = 0
     for path, layer in lora.adapted_layers(ours).items():
         for key, parameter in layer.tensors("default").items():
-            key = key.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight")
+            key = key.replace("_A.weight", "_A.default.weight").replace(
+                "_B.weight", "_B.default.weight"
+            )
             key = key.replace("magnitude_vector", "magnitude_vector.default.weight")
             expected = theirs.pop(f"base_model.model.{path}.{key}")
             torch.testing.assert_close(parameter.grad, expected, rtol=2e-4, atol=1e-6)
@@ -113,11 +130,18 @@ def test_gradients_equal_pefts(variant, alpha):
 
 
 @given(
-    rows=st.integers(1, 9), size_in=st.integers(1, 40), size_out=st.integers(1, 40), data=st.data(),
-    alpha=st.sampled_from([0.5, 1, 3, 8, 10, 16]), bias=st.booleans(), lead=st.sampled_from([(), (2,), (2, 3)]),
-)  # fmt: skip
+    rows=st.integers(1, 9),
+    size_in=st.integers(1, 40),
+    size_out=st.integers(1, 40),
+    data=st.data(),
+    alpha=st.sampled_from([0.5, 1, 3, 8, 10, 16]),
+    bias=st.booleans(),
+    lead=st.sampled_from([(), (2,), (2, 3)]),
+)
 @settings(max_examples=60, deadline=None)
-def test_any_shape_forward_and_merge_are_bit_equal(rows, size_in, size_out, data, alpha, bias, lead):
+def test_any_shape_forward_and_merge_are_bit_equal(
+    rows, size_in, size_out, data, alpha, bias, lead
+):
     rank = data.draw(st.integers(1, min(size_in, size_out)))
     torch.manual_seed(rows + 100 * size_in)
     model = nn.Sequential(nn.Linear(size_in, size_out, bias=bias))
@@ -133,9 +157,14 @@ def test_any_shape_forward_and_merge_are_bit_equal(rows, size_in, size_out, data
 
 
 @given(
-    rows=st.integers(0, 33), size_in=st.integers(1, 70), size_out=st.integers(1, 70), data=st.data(),
-    scale=st.sampled_from([0.25, 1.0, 2.0, 1.7, 3.0]), bias=st.booleans(), dtype=st.sampled_from([torch.float32, torch.float64]),
-)  # fmt: skip
+    rows=st.integers(0, 33),
+    size_in=st.integers(1, 70),
+    size_out=st.integers(1, 70),
+    data=st.data(),
+    scale=st.sampled_from([0.25, 1.0, 2.0, 1.7, 3.0]),
+    bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
 @settings(max_examples=80, deadline=None)
 def test_fused_equals_plain(rows, size_in, size_out, data, scale, bias, dtype):
     rank = data.draw(st.integers(1, min(size_in, size_out)))
@@ -148,7 +177,12 @@ def test_fused_equals_plain(rows, size_in, size_out, data, scale, bias, dtype):
     results = []
     for forward in (layer, lambda x: layer.adapt("a", x, layer.base(x))):
         y = forward(x)
-        results.append((y.detach(), *torch.autograd.grad((y * weigh).sum(), [x, layer.lora_A["a"], layer.lora_B["a"]])))
+        results.append(
+            (
+                y.detach(),
+                *torch.autograd.grad((y * weigh).sum(), [x, layer.lora_A["a"], layer.lora_B["a"]]),
+            )
+        )
     if dtype == torch.float32:
         assert torch.equal(results[0][0], results[1][0])
     for fused, plain in zip(*results):
@@ -172,12 +206,17 @@ def test_fused_gradients_equal_finite_differences():
 def test_over_a_bf16_base_the_detour_is_rounded_to_bf16():
     base = llama(dtype=torch.bfloat16)
     ours = scramble(lora.add_lora(copy.deepcopy(base), 4, 8))
-    for layer in lora.adapted_layers(ours).values():  # so that the detour is about as strong as the base, not fifty times
-        layer.lora_B["default"].data.mul_(layer.base.weight.float().norm() / layer.delta("default").detach().norm())
+    # so that the detour is about as strong as the base, not fifty times
+    for layer in lora.adapted_layers(ours).values():
+        layer.lora_B["default"].data.mul_(
+            layer.base.weight.float().norm() / layer.delta("default").detach().norm()
+        )
     twin = peft_twin(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), ours)
     assert all(p.dtype == torch.float32 for p in lora.trainable_parameters(ours))
     ids = torch.randint(0, 48, (2, 9))
-    exact = peft_twin(base.float(), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), ours)
+    exact = peft_twin(
+        base.float(), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), ours
+    )
     truth = logits(exact, ids)
     errors = [(logits(model, ids).float() - truth).square().mean().sqrt() for model in (ours, twin)]
     assert errors[0] < 2 * errors[1] < 0.02 * truth.std()
@@ -193,7 +232,13 @@ def test_over_a_bf16_base_the_detour_is_rounded_to_bf16():
 def test_merge_is_bit_equal_to_peft_and_unmerge_restores_the_bits(variant):
     base = llama()
     ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, variant=variant))
-    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", use_rslora="rs" in variant, use_dora="dora" in variant)
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules="all-linear",
+        use_rslora="rs" in variant,
+        use_dora="dora" in variant,
+    )
     theirs = dict(peft_twin(base, config, ours).merge_and_unload().named_parameters())
     ids = torch.randint(0, 48, (2, 9))
     before = logits(ours, ids)
@@ -232,8 +277,16 @@ def test_embedding_and_head(variant):
 def test_dropout_drops_the_detour_alone_as_peft_does():
     base = toy()
     for variant in ("lora", "dora"):
-        ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, dropout=0.4, variant=variant)).train()
-        config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["wide", "narrow"], lora_dropout=0.4, use_dora=variant == "dora")
+        ours = scramble(
+            lora.add_lora(copy.deepcopy(base), 3, 7, dropout=0.4, variant=variant)
+        ).train()
+        config = peft.LoraConfig(
+            r=3,
+            lora_alpha=7,
+            target_modules=["wide", "narrow"],
+            lora_dropout=0.4,
+            use_dora=variant == "dora",
+        )
         twin = peft_twin(base, config, ours).train()
         outputs = []
         for model in (ours, twin):
@@ -249,9 +302,15 @@ def test_several_adapters_and_different_ones_in_a_batch():
     ours = copy.deepcopy(base)
     for name, rank in (("a", 2), ("b", 3), ("c", 4)):
         scramble(lora.add_lora(ours, rank, 5, ["q_proj", "down_proj"], name=name), seed=rank)
-    twin = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "down_proj"]), "a")
+    twin = peft.get_peft_model(
+        copy.deepcopy(base),
+        peft.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "down_proj"]),
+        "a",
+    )
     for name, rank in (("b", 3), ("c", 4)):
-        twin.add_adapter(name, peft.LoraConfig(r=rank, lora_alpha=5, target_modules=["q_proj", "down_proj"]))
+        twin.add_adapter(
+            name, peft.LoraConfig(r=rank, lora_alpha=5, target_modules=["q_proj", "down_proj"])
+        )
     for name in "abc":
         peft.set_peft_model_state_dict(twin, lora.adapter_state(ours, name), adapter_name=name)
     twin.eval()
@@ -265,7 +324,9 @@ def test_several_adapters_and_different_ones_in_a_batch():
         mixed = logits(ours, ids)
     assert torch.equal(mixed, twin(ids, adapter_names=rows).logits)
     for i, name in enumerate(rows):
-        single = logits(base, ids) if name == "__base__" else logits(lora.use_adapter(ours, name), ids)
+        single = (
+            logits(base, ids) if name == "__base__" else logits(lora.use_adapter(ours, name), ids)
+        )
         torch.testing.assert_close(mixed[i], single[i], rtol=1e-4, atol=1e-5)
 
 
@@ -277,7 +338,9 @@ def test_mixtures_equal_add_weighted_adapter(method):
     targets = ["q_proj", "down_proj", "embed_tokens"]
     for name, rank in zip("ab", ranks):
         scramble(lora.add_lora(ours, rank, 5, targets, name=name), seed=ord(name))
-    twin = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=ranks[0], lora_alpha=5, target_modules=targets), "a")
+    twin = peft.get_peft_model(
+        copy.deepcopy(base), peft.LoraConfig(r=ranks[0], lora_alpha=5, target_modules=targets), "a"
+    )
     twin.add_adapter("b", peft.LoraConfig(r=ranks[1], lora_alpha=5, target_modules=targets))
     for name in "ab":
         peft.set_peft_model_state_dict(twin, lora.adapter_state(ours, name), adapter_name=name)
@@ -288,12 +351,16 @@ def test_mixtures_equal_add_weighted_adapter(method):
     mine = lora.adapter_state(ours, "both")
     if method == "svd":
         ids = torch.randint(0, 48, (2, 5))
-        torch.testing.assert_close(logits(ours, ids), logits(twin.eval(), ids), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            logits(ours, ids), logits(twin.eval(), ids), rtol=1e-4, atol=1e-5
+        )
     else:
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     if method == "cat":  # exact: the mixture is the weighted sum of the changes
         layer = lora.adapted_layers(ours)["model.layers.0.self_attn.q_proj"]
-        torch.testing.assert_close(layer.delta("both"), 0.7 * layer.delta("a") - 0.4 * layer.delta("b"))
+        torch.testing.assert_close(
+            layer.delta("both"), 0.7 * layer.delta("a") - 0.4 * layer.delta("b")
+        )
 
 
 def test_patterns_give_each_layer_pefts_rank_and_scale():
@@ -301,7 +368,13 @@ def test_patterns_give_each_layer_pefts_rank_and_scale():
     rank_pattern, alpha_pattern = {"q_proj": 5, r"layers\.1\.mlp\.down_proj": 2}, {"down_proj": 9}
     config = lora.AdapterConfig(3, 7, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern)
     ours = scramble(lora.add_adapter(copy.deepcopy(base), config))
-    theirs = peft.LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", rank_pattern=rank_pattern, alpha_pattern=alpha_pattern)
+    theirs = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules="all-linear",
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+    )
     twin = peft_twin(base, theirs, ours)
     ids = torch.randint(0, 48, (2, 5))
     assert torch.equal(logits(ours, ids), logits(twin, ids))
@@ -311,7 +384,10 @@ def test_patterns_give_each_layer_pefts_rank_and_scale():
 def test_pissa_is_bit_equal_to_peft_and_keeps_the_output():
     base = llama()
     ours = lora.add_lora(copy.deepcopy(base), 4, 6, init="pissa")
-    twin = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights="pissa"))
+    twin = peft.get_peft_model(
+        copy.deepcopy(base),
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights="pissa"),
+    )
     ids = torch.randint(0, 48, (2, 5))
     assert torch.equal(logits(ours, ids), logits(twin, ids))
     torch.testing.assert_close(logits(ours, ids), logits(base, ids), rtol=1e-3, atol=1e-4)
@@ -332,12 +408,15 @@ def test_loftq_begins_nearer_to_the_weight_than_quantization_alone():
         Q, A, B = lora.loftq(W, 8, 0.5, iterations)
         errors.append(torch.linalg.norm(W - Q - 0.5 * B @ A))
     assert errors[2] < errors[1] < 0.95 * errors[0]
-    # PEFT's steps for one iteration and scale 1, written out: nf4, then the SVD of what is left; another scale changes nothing
+    # PEFT's steps for one iteration and scale 1, written out: nf4, then the SVD of what is left;
+    # another scale changes nothing
     U, S, Vh = torch.linalg.svd(W - nf4, full_matrices=False)
     for scale in (1.0, 0.5):
         Q, A, B = lora.loftq(W, 8, scale)
         assert torch.equal(Q, nf4)
-        torch.testing.assert_close(scale * B @ A, U[:, :8] @ torch.diag(S[:8]) @ Vh[:8], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            scale * B @ A, U[:, :8] @ torch.diag(S[:8]) @ Vh[:8], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_loraplus_groups_hold_pefts_rates():
@@ -346,32 +425,59 @@ def test_loraplus_groups_hold_pefts_rates():
     base = toy()
     targets = ["embed_tokens", "wide", "narrow"]
     ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, targets, variant="dora"))
-    twin = peft_twin(base, peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, use_dora=True), ours)
-    theirs = create_loraplus_optimizer(twin, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=12, loraplus_weight_decay=0.1)
+    twin = peft_twin(
+        base, peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, use_dora=True), ours
+    )
+    theirs = create_loraplus_optimizer(
+        twin, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=12, loraplus_weight_decay=0.1
+    )
     mine = torch.optim.AdamW(lora.loraplus_groups(ours, 1e-3, 12, weight_decay=0.1))
     rates = []
     for optimizer in (mine, theirs):
-        rates.append(sorted((tuple(p.shape), g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]))
+        rates.append(
+            sorted(
+                (tuple(p.shape), g["lr"], g["weight_decay"])
+                for g in optimizer.param_groups
+                for p in g["params"]
+            )
+        )
     assert rates[0] == rates[1]
 
 
 def test_starting_distributions_are_pefts():
     torch.manual_seed(0)
-    model = lora.add_lora(nn.Sequential(nn.Linear(400, 300), nn.Embedding(500, 40)), 16, 16, ["0", "1"])
+    model = lora.add_lora(
+        nn.Sequential(nn.Linear(400, 300), nn.Embedding(500, 40)), 16, 16, ["0", "1"]
+    )
     A = model[0].lora_A["default"]
-    assert A.abs().max() <= 1 / 400**0.5 and A.abs().max() > 0.99 / 400**0.5 and abs(A.std() * 400**0.5 - 3**-0.5) < 0.02
+    assert (
+        A.abs().max() <= 1 / 400**0.5
+        and A.abs().max() > 0.99 / 400**0.5
+        and abs(A.std() * 400**0.5 - 3**-0.5) < 0.02
+    )
     assert not model[0].lora_B["default"].any() and not model[1].lora_embedding_A["default"].any()
     assert abs(model[1].lora_embedding_B["default"].std() - 1) < 0.1
-    gaussian = lora.add_lora(nn.Sequential(nn.Linear(400, 300)), 16, init="gaussian", targets=["0"])[0]
-    assert abs(gaussian.lora_A["default"].std() * 16 - 1) < 0.03 and not gaussian.lora_B["default"].any()
+    gaussian = lora.add_lora(
+        nn.Sequential(nn.Linear(400, 300)), 16, init="gaussian", targets=["0"]
+    )[0]
+    assert (
+        abs(gaussian.lora_A["default"].std() * 16 - 1) < 0.03
+        and not gaussian.lora_B["default"].any()
+    )
 
 
 def test_targets_all_is_pefts_all_linear():
     for tied in (False, True):
         base = llama(tied)
         ours = lora.add_lora(copy.deepcopy(base), 2)
-        twin = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, target_modules="all-linear"))
-        theirs = [n.removeprefix("base_model.model.") for n, m in twin.named_modules() if isinstance(m, peft.tuners.lora.Linear)]
+        twin = peft.get_peft_model(
+            copy.deepcopy(base), peft.LoraConfig(r=2, target_modules="all-linear")
+        )
+        theirs = [
+            n.removeprefix("base_model.model.")
+            for n, m in twin.named_modules()
+            if isinstance(m, peft.tuners.lora.Linear)
+        ]
         assert list(lora.adapted_layers(ours)) == theirs
         trainable, total = lora.count_parameters(ours)
         assert (trainable, total) == twin.get_nb_trainable_parameters()

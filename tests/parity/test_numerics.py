@@ -1,4 +1,6 @@
-"""numerics against NumPy's and torch's casts, bit for bit, and against exact fractions where no cast exists."""
+"""numerics against NumPy's and torch's casts, bit for bit, and against exact fractions where no
+cast exists.
+"""
 
 import math
 import subprocess
@@ -32,7 +34,9 @@ E4M3 = replace(FORMATS["fp8_e4m3"], saturating=SATURATES)
 
 
 def torch_codes(x32, name):
-    """The reference: torch's cast of float32 (its casts of float64 round twice), as unsigned patterns."""
+    """The reference: torch's cast of float32 (its casts of float64 round twice), as unsigned
+    patterns.
+    """
     kind, view = TORCH[name]
     width = numerics.get(name).bits
     return torch.from_numpy(x32).to(kind).view(view).numpy().astype(np.int64) & (2**width - 1)
@@ -53,14 +57,22 @@ def random_float32(n=100_000, seed=0):
 
 
 def edge_values(module, fmt):
-    """Zeros, the ends of the range, and each value, midpoint and neighbour of a midpoint, up to 4,000 values of the format."""
+    """Zeros, the ends of the range, and each value, midpoint and neighbour of a midpoint, up to
+    4,000 values of the format.
+    """
     fmt = module.get(fmt)
     codes = np.unique(np.linspace(0, fmt.max_code, 4000, dtype=np.int64))
     low = module.decode(codes, fmt)
-    high = np.append(module.decode(np.minimum(codes + 1, fmt.max_code)[:-1], fmt), 2 * fmt.max - low[-2])
+    high = np.append(
+        module.decode(np.minimum(codes + 1, fmt.max_code)[:-1], fmt), 2 * fmt.max - low[-2]
+    )
     middle = low / 2 + high / 2
-    tiny = np.array([0.0, fmt.smallest_subnormal / 2, fmt.smallest_normal, fmt.max, 2.0 * fmt.max, 5e-324, INF])
-    positive = np.concatenate([low, middle, np.nextafter(middle, INF), np.nextafter(middle, 0), tiny])
+    tiny = np.array(
+        [0.0, fmt.smallest_subnormal / 2, fmt.smallest_normal, fmt.max, 2.0 * fmt.max, 5e-324, INF]
+    )
+    positive = np.concatenate(
+        [low, middle, np.nextafter(middle, INF), np.nextafter(middle, 0), tiny]
+    )
     return np.concatenate([positive, -positive])
 
 
@@ -79,7 +91,8 @@ def same_bits(ours, reference):
     np.testing.assert_array_equal(ours[number].view(np.int64), reference[number].view(np.int64))
 
 
-# ---- the checks that the planted mutants must fail; each takes the module, so that a mutant can be handed in
+# ---- the checks that the planted mutants must fail; each takes the module, so that a mutant can be
+# handed in
 
 
 def check_decode_all_codes(module):
@@ -91,17 +104,27 @@ def check_encode_against_numpy(module):
     x32 = random_float32()
     with np.errstate(all="ignore"):
         x64 = np.random.default_rng(1).integers(0, 2**64, 50_000, dtype=np.uint64).view(np.float64)
-        x64 = np.concatenate([x64, x32.astype(np.float64), edge_values(module, "fp32"), edge_values(module, "fp16")])
+        x64 = np.concatenate(
+            [x64, x32.astype(np.float64), edge_values(module, "fp32"), edge_values(module, "fp16")]
+        )
         same_codes(module.encode(x64, "fp16"), x64.astype(np.float16).view(np.uint16), "fp16")
         same_codes(module.encode(x64, "fp32"), x64.astype(np.float32).view(np.uint32), "fp32")
         same_bits(module.decode(module.encode(x64, "fp64"), "fp64"), x64)
 
 
 def check_encode_against_torch(module):
-    x32 = np.concatenate([random_float32(), np.array([0.0, -0.0, INF, -INF, NAN, 464, 464.1, 480, -1e9], np.float32)])
+    x32 = np.concatenate(
+        [random_float32(), np.array([0.0, -0.0, INF, -INF, NAN, 464, 464.1, 480, -1e9], np.float32)]
+    )
     for name in ("bf16", "fp16", "fp8_e5m2", "fp8_e4m3"):
         with np.errstate(over="ignore"):
-            x = np.concatenate([x32, edge_values(module, name).astype(np.float32), torch_values("fp16").astype(np.float32)])
+            x = np.concatenate(
+                [
+                    x32,
+                    edge_values(module, name).astype(np.float32),
+                    torch_values("fp16").astype(np.float32),
+                ]
+            )
         fmt = E4M3 if name == "fp8_e4m3" else name
         same_codes(module.encode(x, _in(module, fmt)), torch_codes(x, name), name)
 
@@ -109,7 +132,12 @@ def check_encode_against_torch(module):
 def check_limits(module):
     for name, (kind, _) in TORCH.items():
         ours, theirs = module.get(name), torch.finfo(kind)
-        assert (ours.max, ours.min, ours.smallest_normal, ours.epsilon) == (theirs.max, theirs.min, theirs.tiny, theirs.eps)
+        assert (ours.max, ours.min, ours.smallest_normal, ours.epsilon) == (
+            theirs.max,
+            theirs.min,
+            theirs.tiny,
+            theirs.eps,
+        )
         assert ours.bits == theirs.bits
     for kind, name in ((np.float16, "fp16"), (np.float32, "fp32"), (np.float64, "fp64")):
         assert module.get(name).smallest_subnormal == float(np.finfo(kind).smallest_subnormal)
@@ -119,7 +147,9 @@ def check_next_up(module):
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
     for x, name in ((every, "fp16"), (random_float32(20_000), "fp32")):
         with np.errstate(all="ignore"):
-            np.testing.assert_array_equal(module.next_up(x, name), np.nextafter(x, x.dtype.type(INF)).astype(np.float64))
+            np.testing.assert_array_equal(
+                module.next_up(x, name), np.nextafter(x, x.dtype.type(INF)).astype(np.float64)
+            )
     between = module.next_up([1.01, -1.01, 447, 448, 1e-9, -1e-9, -INF, 449, NAN], "fp8_e4m3")
     np.testing.assert_array_equal(between, [1.125, -1, 448, INF, 2**-9, 0, -448, INF, NAN])
 
@@ -130,8 +160,12 @@ def check_integers(module):
         expected = np.clip(np.round(x), -(2 ** (width - 1)), 2 ** (width - 1) - 1)
         np.testing.assert_array_equal(module.round_to(x, f"int{width}"), expected)
     inside = x[np.abs(x) < 127]
-    np.testing.assert_array_equal(module.encode(inside, "int8").view(np.int8), torch.tensor(inside).round().to(torch.int8))
-    np.testing.assert_array_equal(module.next_up([-200, -1.5, 0, 126, 127, -0.25], "int8"), [-128, -1, 1, 127, INF, 0])
+    np.testing.assert_array_equal(
+        module.encode(inside, "int8").view(np.int8), torch.tensor(inside).round().to(torch.int8)
+    )
+    np.testing.assert_array_equal(
+        module.next_up([-200, -1.5, 0, 126, 127, -0.25], "int8"), [-128, -1, 1, 127, INF, 0]
+    )
 
 
 def check_bits(module):
@@ -140,14 +174,18 @@ def check_bits(module):
     assert module.bits(-0.0, "fp4") == "1 00 0"
     assert module.bits(-3, "int4") == "1 101"
     powers = _in(module, Format("powers", 2, 0, has_inf=False, has_nan=False))
-    assert module.bits([[1, 2], [3, 4]], powers) == [["0 01", "0 10"], ["0 11", "0 11"]]  # 3 is a tie
+    # 3 is a tie
+    assert module.bits([[1, 2], [3, 4]], powers) == [["0 01", "0 10"], ["0 11", "0 11"]]
 
 
 def _in(module, fmt):
     """A format object of the module at hand: a mutant's classes are not ours."""
     if isinstance(fmt, str):
         return fmt
-    fields = {k: getattr(fmt, k) for k in ("name", "exponent", "mantissa", "bias", "has_inf", "has_nan", "saturating")}
+    fields = {
+        k: getattr(fmt, k)
+        for k in ("name", "exponent", "mantissa", "bias", "has_inf", "has_nan", "saturating")
+    }
     return module.Format(**fields)
 
 
@@ -164,16 +202,28 @@ MUTANTS = {
     "truncates": ("significand = np.rint(", "significand = np.floor("),
     "no subnormals": ("lowest = np.abs(x), 1 - fmt.bias", "lowest = np.abs(x), 0 - fmt.bias"),
     "sign of zero lost": ("np.signbit(x)", "(x < 0)"),
-    "infinity one step late": ("code > fmt.max_code) | np.isinf", "code > fmt.max_code + 1) | np.isinf"),
+    "infinity one step late": (
+        "code > fmt.max_code) | np.isinf",
+        "code > fmt.max_code + 1) | np.isinf",
+    ),
     "e4m3 keeps 480": ("2 ** (self.bits - 1) - 1 - self.has_nan", "2 ** (self.bits - 1) - 1"),
-    "hidden bit on subnormals": ("np.where(exponent > 0, 1 << fmt.mantissa, 0)", "1 << fmt.mantissa"),
+    "hidden bit on subnormals": (
+        "np.where(exponent > 0, 1 << fmt.mantissa, 0)",
+        "1 << fmt.mantissa",
+    ),
     "subnormals one exponent low": ("np.maximum(exponent, 1) - fmt.bias", "exponent - fmt.bias"),
     "frexp's exponent taken as IEEE's": ("np.frexp(finite)[1] - 1", "np.frexp(finite)[1]"),
     "bias off by one": ("2 ** (self.exponent - 1) - 1)", "2 ** (self.exponent - 1))"),
     "integers round half away": ("np.clip(np.rint(x)", "np.clip(np.trunc(x + np.copysign(0.5, x))"),
-    "integers wrap around": ("np.clip(np.rint(x), fmt.min, fmt.max)", "np.clip(np.rint(x), fmt.min, fmt.max + 1)"),
+    "integers wrap around": (
+        "np.clip(np.rint(x), fmt.min, fmt.max)",
+        "np.clip(np.rint(x), fmt.min, fmt.max + 1)",
+    ),
     "next_up stays on exact values": ("(decode(code, fmt) <= here)", "(decode(code, fmt) < here)"),
-    "bits in the wrong split": ("(1, fmt.exponent, fmt.mantissa)\n    codes", "(1, fmt.mantissa, fmt.exponent)\n    codes"),
+    "bits in the wrong split": (
+        "(1, fmt.exponent, fmt.mantissa)\n    codes",
+        "(1, fmt.mantissa, fmt.exponent)\n    codes",
+    ),
     "epsilon half": ("2.0**-self.mantissa", "2.0 ** (-self.mantissa - 1)"),
 }
 
@@ -181,7 +231,10 @@ MUTANTS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_every_planted_mutant_is_caught(mutant):
-    with pytest.raises((AssertionError, MiniloraError)), planted(numerics, *MUTANTS[mutant]) as module:
+    with (
+        pytest.raises((AssertionError, MiniloraError)),
+        planted(numerics, *MUTANTS[mutant]) as module,
+    ):
         for check in CHECKS:
             check(module)
 
@@ -199,16 +252,20 @@ def exact_value(code, fmt):
 def exact_code(x, fmt):
     """The nearest code by comparing distances; one step beyond the maximum stands for overflow.
 
-    A tie goes to the even significand, and to the larger one where both are odd (IEEE 754-2019, 4.3.1): without a mantissa
-    every number but 0 is 1·2^k.
+    A tie goes to the even significand, and to the larger one where both are odd (IEEE 754-2019,
+    4.3.1): without a mantissa every number but 0 is 1·2^k.
     """
     values = [exact_value(code, fmt) for code in range(fmt.max_code + 1)]
     beyond = exact_value(fmt.max_code + 1, fmt)
     size = abs(Fraction(x))
     odd = [code % 2 if fmt.mantissa else code > 0 for code in range(len(values) + 1)]
-    nearest = min(range(len(values) + 1), key=lambda c: (abs((values + [beyond])[c] - size), odd[c], -c))
+    nearest = min(
+        range(len(values) + 1), key=lambda c: (abs((values + [beyond])[c] - size), odd[c], -c)
+    )
     if nearest > fmt.max_code:
-        nearest = fmt.max_code if fmt.saturating or not fmt.has_nan else fmt.inf_code or fmt.nan_code
+        nearest = (
+            fmt.max_code if fmt.saturating or not fmt.has_nan else fmt.inf_code or fmt.nan_code
+        )
     return nearest | (math.copysign(1, x) < 0) << (fmt.bits - 1)
 
 
@@ -225,7 +282,9 @@ def small_formats(draw):
 @given(small_formats(), st.data())
 def test_any_small_format_equals_exact_fractions(fmt, data):
     codes = range(fmt.max_code + 1)
-    same_bits(numerics.decode(np.array(codes), fmt), np.array([float(exact_value(c, fmt)) for c in codes]))
+    same_bits(
+        numerics.decode(np.array(codes), fmt), np.array([float(exact_value(c, fmt)) for c in codes])
+    )
     every = numerics.decode(np.array(codes), fmt)
     near = st.sampled_from(list(every) + list((every[1:] + every[:-1]) / 2))
     wide = st.floats(-2.5 * fmt.max, 2.5 * fmt.max, allow_nan=False)
@@ -233,13 +292,28 @@ def test_any_small_format_equals_exact_fractions(fmt, data):
     assert numerics.encode(xs, fmt).tolist() == [exact_code(x, fmt) for x in xs]
 
 
-@pytest.mark.parametrize("fmt", [*FORMATS.values(), Format("e3m4", 3, 4), Format("e1m2", 1, 2, has_inf=False), Integer("int3", 3)])
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        *FORMATS.values(),
+        Format("e3m4", 3, 4),
+        Format("e1m2", 1, 2, has_inf=False),
+        Integer("int3", 3),
+    ],
+)
 def test_every_code_survives_the_round_trip(fmt):
-    codes = np.arange(2**fmt.bits) if fmt.bits <= 16 else np.random.default_rng(2).integers(0, 2**fmt.bits, 50_000, dtype=np.uint64)
+    codes = (
+        np.arange(2**fmt.bits)
+        if fmt.bits <= 16
+        else np.random.default_rng(2).integers(0, 2**fmt.bits, 50_000, dtype=np.uint64)
+    )
     values = numerics.decode(codes, fmt)
     number = ~np.isnan(values)
     np.testing.assert_array_equal(numerics.encode(values[number], fmt), codes[number])
-    assert values[np.isfinite(values)].max() <= fmt.max and values[np.isfinite(values)].min() >= fmt.min
+    assert (
+        values[np.isfinite(values)].max() <= fmt.max
+        and values[np.isfinite(values)].min() >= fmt.min
+    )
 
 
 def test_tf32_equals_rounding_the_low_13_bits_of_float32():
@@ -252,35 +326,55 @@ def test_tf32_equals_rounding_the_low_13_bits_of_float32():
 
 
 def test_fp4_is_the_table_of_the_open_compute_project():
-    np.testing.assert_array_equal(numerics.decode(np.arange(8), "fp4"), [0, 0.5, 1, 1.5, 2, 3, 4, 6])
-    np.testing.assert_array_equal(numerics.round_to([0.25, 0.75, 2.5, 3.5, 5, 1e9, -INF], "fp4"), [0, 1, 2, 4, 4, 6, -6])
+    np.testing.assert_array_equal(
+        numerics.decode(np.arange(8), "fp4"), [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    )
+    np.testing.assert_array_equal(
+        numerics.round_to([0.25, 0.75, 2.5, 3.5, 5, 1e9, -INF], "fp4"), [0, 1, 2, 4, 4, 6, -6]
+    )
 
 
 def test_pi_in_every_format():
-    expected = {"fp32": 3.1415927410125732, "bf16": 3.140625, "fp16": 3.140625, "fp8_e4m3": 3.25, "fp8_e5m2": 3.0, "int8": 3.0}
+    expected = {
+        "fp32": 3.1415927410125732,
+        "bf16": 3.140625,
+        "fp16": 3.140625,
+        "fp8_e4m3": 3.25,
+        "fp8_e5m2": 3.0,
+        "int8": 3.0,
+    }
     assert {name: float(numerics.round_to(math.pi, name)) for name in expected} == expected
 
 
 def test_saturating_or_not():
-    strict, kind = replace(FORMATS["fp8_e4m3"], saturating=False), replace(FORMATS["fp16"], saturating=True)
+    strict, kind = (
+        replace(FORMATS["fp8_e4m3"], saturating=False),
+        replace(FORMATS["fp16"], saturating=True),
+    )
     np.testing.assert_array_equal(numerics.round_to([464, 465, -INF], strict), [448, NAN, NAN])
     np.testing.assert_array_equal(numerics.round_to([65520, -INF], kind), [65504, -65504])
 
 
 def test_one_rounding_where_torch_rounds_twice():
-    x = 1 + 2.0**-8 + 2.0**-40  # just above the tie between two bf16 values; as float32 it is the tie
+    # just above the tie between two bf16 values; as float32 it is the tie
+    x = 1 + 2.0**-8 + 2.0**-40
     assert numerics.round_to(x, "bf16") == 1 + 2**-7
     assert torch.tensor(x, dtype=torch.float64).to(torch.bfloat16).item() == 1.0
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float64, torch.int8])
+@pytest.mark.parametrize(
+    "kind", [torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float64, torch.int8]
+)
 def test_tensors_of_any_type_and_any_shape(kind):
     x = torch.tensor([[1.0, -2.0, 3.0]]).to(kind)
     assert numerics.encode(x, "fp32").shape == (1, 3)
     np.testing.assert_array_equal(numerics.round_to(x, "fp32"), [[1, -2, 3]])
     assert numerics.encode(np.empty((0, 3)), "fp16").shape == (0, 3)
     assert numerics.decode(np.empty((2, 0), np.uint8), "int8").shape == (2, 0)
-    assert numerics.encode(1, "fp16").dtype == np.uint16 and numerics.encode(1, "tf32").dtype == np.uint32
+    assert (
+        numerics.encode(1, "fp16").dtype == np.uint16
+        and numerics.encode(1, "tf32").dtype == np.uint32
+    )
 
 
 def test_it_stands_on_numpy_alone():

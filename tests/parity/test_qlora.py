@@ -1,4 +1,6 @@
-"""The 4-bit layer under an adapter: fused against plain, against PEFT + bitsandbytes, under our Llama and transformers'."""
+"""The 4-bit layer under an adapter: fused against plain, against PEFT + bitsandbytes, under our
+Llama and transformers'.
+"""
 
 import copy
 
@@ -14,7 +16,8 @@ from minilora.qcheckpoint import load_quantized, save_quantized
 from minilora.qlora import QLinear, lora_forward_plain, quantize_model
 from minilora.quantize import quantize
 
-SHAPES = [(64, 64), (96, 128), (50, 33), (704, 16), (1, 1), (7, 130)]  # (in, out), those that bitsandbytes decodes wrongly too
+# (in, out), those that bitsandbytes decodes wrongly too
+SHAPES = [(64, 64), (96, 128), (50, 33), (704, 16), (1, 1), (7, 130)]
 
 
 def layer_and_inputs(inside, outside, dtype=torch.float32, bias=True, code="nf4"):
@@ -22,7 +25,10 @@ def layer_and_inputs(inside, outside, dtype=torch.float32, bias=True, code="nf4"
     linear = nn.Linear(inside, outside, bias=bias)
     rank = min(4, inside, outside)
     x = torch.randn(2, 5, inside).to(dtype).requires_grad_()
-    A, B = torch.randn(rank, inside, requires_grad=True), torch.randn(outside, rank, requires_grad=True)
+    A, B = (
+        torch.randn(rank, inside, requires_grad=True),
+        torch.randn(outside, rank, requires_grad=True),
+    )
     return QLinear.from_linear(linear, code), linear, x, A, B
 
 
@@ -47,7 +53,9 @@ def test_fused_equals_plain(inside, outside, dtype, scale):
 
 @pytest.mark.parametrize("inside, outside", SHAPES)
 def test_fused_equals_plain_to_the_bit_where_arithmetic_is_exact(inside, outside):
-    """Small whole numbers and levels: no product or sum is rounded, so the order of summation cannot hide an error."""
+    """Small whole numbers and levels: no product or sum is rounded, so the order of summation
+    cannot hide an error.
+    """
     layer, linear, x, A, B = layer_and_inputs(inside, outside)
     with torch.no_grad():
         linear.weight.copy_(torch.randint(-2, 3, linear.weight.shape) / 2)
@@ -58,7 +66,13 @@ def test_fused_equals_plain_to_the_bit_where_arithmetic_is_exact(inside, outside
     layer = QLinear(quantize(linear.weight.detach(), [-1.0, -0.5, 0.0, 0.5, 1.0]), linear.bias)
     assert torch.equal(layer.dense_weight(), linear.weight)
     weights = torch.randint(-3, 4, (2, 5, outside)).float()
-    dense = outcome(lambda: F.linear(x, linear.weight.detach(), linear.bias.detach()) + x @ A.t() @ B.t() * 0.75, (x, A, B), weights)
+    dense = outcome(
+        lambda: (
+            F.linear(x, linear.weight.detach(), linear.bias.detach()) + x @ A.t() @ B.t() * 0.75
+        ),
+        (x, A, B),
+        weights,
+    )
     fused = outcome(lambda: layer.lora_forward(x, A, B, 0.75), (x, A, B), weights)
     plain = outcome(lambda: lora_forward_plain(layer, x, A, B, 0.75), (x, A, B), weights)
     for a, b, c in zip(fused, plain, dense):
@@ -114,8 +128,18 @@ def test_autocast_computes_in_its_type_and_returns_gradients_in_theirs():
 
 def tiny(tie=True, bias=False):
     torch.manual_seed(0)
-    return Llama(Config(vocab_size=61, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                        num_key_value_heads=2, tie_word_embeddings=tie, attention_bias=bias))  # fmt: skip
+    return Llama(
+        Config(
+            vocab_size=61,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tie,
+            attention_bias=bias,
+        )
+    )
 
 
 def with_adapter(model):
@@ -150,15 +174,22 @@ def test_model_equals_a_dense_one_of_the_decoded_weights(bias):
 
 
 def test_train_eval_train_keeps_every_gradient():
-    """bitsandbytes on a CPU with AVX512-BF16 repacks its weights at the first evaluation and loses the input's gradient."""
+    """bitsandbytes on a CPU with AVX512-BF16 repacks its weights at the first evaluation and loses
+    the input's gradient.
+    """
     model, ids = with_adapter(quantize_model(tiny())), torch.randint(0, 61, (3, 9))
-    before, state = gradients(model.train(), ids), {k: v.clone() for k, v in model.state_dict().items()}
+    before, state = (
+        gradients(model.train(), ids),
+        {k: v.clone() for k, v in model.state_dict().items()},
+    )
     with torch.no_grad():
         model.eval()(ids)
     with torch.inference_mode():
         model(ids[:1, :1])
     after = gradients(model.train(), ids)
-    assert all(torch.equal(before[name], after[name]) and before[name].abs().sum() > 0 for name in before)
+    assert all(
+        torch.equal(before[name], after[name]) and before[name].abs().sum() > 0 for name in before
+    )
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
@@ -205,8 +236,14 @@ def test_what_cannot_be_quantized_is_named():
 
 def hugging_face(folder, **quantization):
     transformers = pytest.importorskip("transformers")
-    config = transformers.BitsAndBytesConfig(load_in_4bit=True, **quantization) if quantization else None
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config) if config else transformers.AutoModelForCausalLM.from_pretrained(folder)
+    config = (
+        transformers.BitsAndBytesConfig(load_in_4bit=True, **quantization) if quantization else None
+    )
+    model = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+        if config
+        else transformers.AutoModelForCausalLM.from_pretrained(folder)
+    )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # else evaluation repacks the weights
@@ -215,8 +252,17 @@ def hugging_face(folder, **quantization):
 
 def wide(tie):
     torch.manual_seed(0)
-    return Llama(Config(vocab_size=61, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                        num_key_value_heads=2, tie_word_embeddings=tie))  # fmt: skip
+    return Llama(
+        Config(
+            vocab_size=61,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tie,
+        )
+    )
 
 
 @pytest.mark.parametrize("code, double, tie", [("nf4", True, True), ("fp4", False, False)])
@@ -229,7 +275,9 @@ def test_folders_go_both_ways(tmp_path, code, double, tie):
     wanted = ours(ids)
     assert torch.allclose(hugging_face(tmp_path / "ours")(ids).logits, wanted, atol=1e-5)
     assert torch.equal(load_quantized(tmp_path / "ours")(ids), wanted)
-    theirs = hugging_face(tmp_path / "dense", bnb_4bit_quant_type=code, bnb_4bit_use_double_quant=double)
+    theirs = hugging_face(
+        tmp_path / "dense", bnb_4bit_quant_type=code, bnb_4bit_use_double_quant=double
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     assert torch.equal(load_quantized(tmp_path / "theirs")(ids), wanted)
 
@@ -241,7 +289,9 @@ def test_training_step_equals_peft_and_bitsandbytes_and_logits_survive_the_excha
     dense.save_pretrained(tmp_path / "dense")
     ours = with_adapter(quantize_model(copy.deepcopy(dense)))
     lora.save_adapter(ours, tmp_path / "adapter")
-    theirs = hugging_face(tmp_path / "dense", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    theirs = hugging_face(
+        tmp_path / "dense", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True)
     assert torch.allclose(theirs(input_ids=ids).logits, ours(ids), atol=1e-5)
     theirs(input_ids=ids, labels=ids).loss.backward()
@@ -257,34 +307,53 @@ def test_works_under_transformers(tmp_path):
     dense, ids = wide(False), torch.randint(0, 61, (2, 9))
     dense.save_pretrained(tmp_path)
     theirs, ours = quantize_model(hugging_face(tmp_path)), quantize_model(dense)
-    assert type(theirs.lm_head) is nn.Linear and isinstance(theirs.model.layers[1].self_attn.q_proj, QLinear)
+    assert type(theirs.lm_head) is nn.Linear and isinstance(
+        theirs.model.layers[1].self_attn.q_proj, QLinear
+    )
     assert torch.allclose(theirs(ids).logits, ours(ids), atol=1e-5)
 
 
 def backward(model, ids):
-    """Gradients of every trained weight and of the embedding's output, which a frozen embedding would not show."""
+    """Gradients of every trained weight and of the embedding's output, which a frozen embedding
+    would not show.
+    """
     kept = []
-    hook = model.model.embed_tokens.register_forward_hook(lambda module, args, out: kept.append(out.detach().requires_grad_()) or kept[0])
+    hook = model.model.embed_tokens.register_forward_hook(
+        lambda module, args, out: kept.append(out.detach().requires_grad_()) or kept[0]
+    )
     logits = model(ids)
     hook.remove()
     logits = getattr(logits, "logits", logits)
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    return {"input": kept[0].grad, **{name: p.grad for name, p in model.named_parameters() if p.requires_grad}}
+    return {
+        "input": kept[0].grad,
+        **{name: p.grad for name, p in model.named_parameters() if p.requires_grad},
+    }
 
 
-def test_a_backward_under_transformers_gives_the_gradients_of_our_llama_and_of_the_dense_weights(tmp_path):
+def test_a_backward_under_transformers_gives_the_gradients_of_our_llama_and_of_the_dense_weights(
+    tmp_path,
+):
     dense, ids = wide(False), torch.randint(0, 61, (2, 9))
     dense.save_pretrained(tmp_path)
-    theirs, ours, decoded = quantize_model(hugging_face(tmp_path)), quantize_model(copy.deepcopy(dense)), hugging_face(tmp_path)
+    theirs, ours, decoded = (
+        quantize_model(hugging_face(tmp_path)),
+        quantize_model(copy.deepcopy(dense)),
+        hugging_face(tmp_path),
+    )
     for name, module in theirs.named_modules():
         if isinstance(module, QLinear):
             decoded.get_submodule(name).weight.data.copy_(module.dense_weight())
     found, *wanted = (backward(with_adapter(model), ids) for model in (theirs, ours, decoded))
-    assert sum(isinstance(module, QLinear) for module in theirs.modules()) == 14 and len(found) == 29
+    assert (
+        sum(isinstance(module, QLinear) for module in theirs.modules()) == 14 and len(found) == 29
+    )
     for other in wanted:
         assert found.keys() == other.keys()
         for name in found:
-            assert found[name].abs().sum() > 0 and torch.allclose(found[name], other[name], rtol=1e-3, atol=1e-6), name
+            assert found[name].abs().sum() > 0 and torch.allclose(
+                found[name], other[name], rtol=1e-3, atol=1e-6
+            ), name
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -292,12 +361,22 @@ def test_a_backward_under_transformers_gives_the_gradients_of_our_llama_and_of_t
 def test_keys_and_bytes_equal_bitsandbytes(code, double):
     functional = pytest.importorskip("bitsandbytes.functional")
     x = torch.randn(48, 70)
-    packed, state = functional.quantize_4bit(x, blocksize=64, quant_type=code, compress_statistics=double)
-    theirs = {"weight": packed, **{f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}}
+    packed, state = functional.quantize_4bit(
+        x, blocksize=64, quant_type=code, compress_statistics=double
+    )
+    theirs = {
+        "weight": packed,
+        **{f"weight.{key}": value for key, value in state.as_dict(packed=True).items()},
+    }
     ours = bnb_format.to_tensors(quantize(x, code, double=double))
     assert ours.keys() == theirs.keys()
-    assert all(ours[key].dtype == theirs[key].dtype and torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert torch.equal(bnb_format.from_tensors(theirs).dequantize(), quantize(x, code, double=double).dequantize())
+    assert all(
+        ours[key].dtype == theirs[key].dtype and torch.equal(ours[key], theirs[key])
+        for key in theirs
+    )
+    assert torch.equal(
+        bnb_format.from_tensors(theirs).dequantize(), quantize(x, code, double=double).dequantize()
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,7 +385,12 @@ def test_keys_and_bytes_equal_bitsandbytes(code, double):
         (lambda t: t.pop("weight.absmax"), "lacks weight.absmax"),
         (lambda t: t.pop("weight.nested_absmax"), "lacks weight.nested_absmax"),
         (lambda t: t.pop("weight.quant_state.bitsandbytes__nf4"), "found 0"),
-        (lambda t: t.update({"weight.quant_state.bitsandbytes__nf4": torch.zeros(5, dtype=torch.uint8)}), "no JSON"),
+        (
+            lambda t: t.update(
+                {"weight.quant_state.bitsandbytes__nf4": torch.zeros(5, dtype=torch.uint8)}
+            ),
+            "no JSON",
+        ),
         (lambda t: t.update(weight=t["weight"][:-3]), "entries"),
         (lambda t: t.update({"weight.absmax": t["weight.absmax"][1:]}), "weight.absmax has"),
     ],

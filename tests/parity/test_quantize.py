@@ -1,6 +1,8 @@
-"""minilora.quantize against bitsandbytes (bytes and scales, bit for bit) and against its own plain version.
+"""minilora.quantize against bitsandbytes (bytes and scales, bit for bit) and against its own plain
+version.
 
-bitsandbytes' own dequantization is not the reference for shapes: on a CPU it is wrong for some of them; level * absmax is.
+bitsandbytes' own dequantization is not the reference for shapes: on a CPU it is wrong for some of
+them; level * absmax is.
 """
 
 import math
@@ -11,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora import bnb_format, codebooks, devicecodes, quantize as Q
+from minilora import bnb_format, codebooks, devicecodes
+from minilora import quantize as Q
 from minilora.errors import MiniloraError
 
 bnb = pytest.importorskip("bitsandbytes.functional")
@@ -33,8 +36,12 @@ def assert_same_as_bitsandbytes(x, code, block):
 
 
 def near_ties(rng, size, block=32):
-    """Numbers that, divided by their block's absmax, land on a threshold or one or two ulps beside it."""
-    thresholds = np.concatenate([codebooks.named("nf4").thresholds, codebooks.named("fp4").thresholds])
+    """Numbers that, divided by their block's absmax, land on a threshold or one or two ulps beside
+    it.
+    """
+    thresholds = np.concatenate(
+        [codebooks.named("nf4").thresholds, codebooks.named("fp4").thresholds]
+    )
     absmax = np.repeat(rng.uniform(0.5, 2, -(-size // block)), block)[:size].astype(np.float32)
     x = (rng.choice(thresholds, size) * absmax).astype(np.float32)
     x = (x * (1 + rng.integers(-2, 3, size) * 2.0**-23)).astype(np.float32)
@@ -43,7 +50,9 @@ def near_ties(rng, size, block=32):
 
 
 def in_some_shape(draw, x):
-    """The numbers as a vector, a matrix or a 3-D tensor, what does not fill it cut off; contiguous, transposed or every second one."""
+    """The numbers as a vector, a matrix or a 3-D tensor, what does not fill it cut off; contiguous,
+    transposed or every second one.
+    """
     rows, columns = draw(st.integers(1, min(9, x.numel()))), draw(st.integers(1, min(5, x.numel())))
     if draw(st.booleans()):
         shape = draw(st.sampled_from([(-1,), (rows, -1), (-1, columns)]))
@@ -59,10 +68,14 @@ def in_some_shape(draw, x):
 
 @st.composite
 def tensors(draw):
-    """Any size up to two blocks of 4096 and a tail; magnitudes from subnormal to large; blocks of zeros; exact ties; 1 to 3 dimensions."""
+    """Any size up to two blocks of 4096 and a tail; magnitudes from subnormal to large; blocks of
+    zeros; exact ties; 1 to 3 dimensions.
+    """
     size = draw(st.integers(1, 700) | st.integers(701, 9000))
     seed = draw(st.integers(0, 2**31))
-    kind = draw(st.sampled_from(["normal", "tiny", "wide", "zeros inside", "ties", "near ties", "equal"]))
+    kind = draw(
+        st.sampled_from(["normal", "tiny", "wide", "zeros inside", "ties", "near ties", "equal"])
+    )
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(size)
     if kind == "tiny":
@@ -73,13 +86,20 @@ def tensors(draw):
         start = draw(st.integers(0, size - 1))
         x[start : start + 200] = 0
     elif kind == "ties":
-        x = rng.choice(np.concatenate([codebooks.named("nf4").thresholds, codebooks.named("fp4").thresholds, [1, -1, 0]]), size)
+        x = rng.choice(
+            np.concatenate(
+                [codebooks.named("nf4").thresholds, codebooks.named("fp4").thresholds, [1, -1, 0]]
+            ),
+            size,
+        )
         x[::32] = 1  # absmax 1 in every block: the thresholds are hit exactly
     elif kind == "near ties":
         x = near_ties(rng, size)
     elif kind == "equal":
         x[:] = x[0]
-    return in_some_shape(draw, torch.from_numpy(x.astype(np.float32)).to(draw(st.sampled_from(DTYPES))))
+    return in_some_shape(
+        draw, torch.from_numpy(x.astype(np.float32)).to(draw(st.sampled_from(DTYPES)))
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -114,25 +134,42 @@ def test_shapes_and_the_values_they_decode_to(shape, code):
 @pytest.mark.parametrize("whole", [0, Q.blockcodes.WHOLE])
 @pytest.mark.parametrize("double", [False, True])
 def test_decoding_in_pieces_and_as_a_whole_gives_the_plain_numbers(monkeypatch, whole, double):
-    """In a torch tensor of each type, new, given, and given in the middle of another, with blocks of every length and a tail."""
+    """In a torch tensor of each type, new, given, and given in the middle of another, with blocks
+    of every length and a tail.
+    """
     monkeypatch.setattr(Q.blockcodes, "WHOLE", whole)
-    for shape, block in (((300, 257), 64), ((70, 128), 2), ((5, 75), 25), ((4, 4096), 4096), ((64, 260), 256)):
+    for shape, block in (
+        ((300, 257), 64),
+        ((70, 128), 2),
+        ((5, 75), 25),
+        ((4, 4096), 4096),
+        ((64, 260), 256),
+    ):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(block))
         q = Q.quantize(x, "nf4", block, double)
         codes = np.stack([q.packed.numpy() >> 4, q.packed.numpy() & 15], 1).reshape(-1)[: x.numel()]
         scales = q.scales().numpy()
         if double:
             outer = np.repeat(q.nested.absmax.numpy(), 256)[: scales.size]
-            assert np.array_equal(scales, q.nested.levels[q.absmax.numpy()] * outer + np.float32(q.nested.offset))
+            assert np.array_equal(
+                scales, q.nested.levels[q.absmax.numpy()] * outer + np.float32(q.nested.offset)
+            )
         plain = torch.from_numpy(Q.decode_plain(codes, scales, q.book, block)).view(shape)
         for dtype in DTYPES:
             room = torch.empty(x.numel() + 3, dtype=dtype)
-            for out in (None, torch.empty(shape, dtype=dtype), room[1:-2].view(shape), room[2:-1].view(shape)):
+            for out in (
+                None,
+                torch.empty(shape, dtype=dtype),
+                room[1:-2].view(shape),
+                room[2:-1].view(shape),
+            ):
                 assert torch.equal(q.dequantize(dtype, out=out), plain.to(dtype))
 
 
 def test_the_shape_that_bitsandbytes_decodes_wrongly_is_right_here():
-    """Last dimension a multiple of 16 but not of the block: relative rms .09 is right (its CPU kernel gives .26)."""
+    """Last dimension a multiple of 16 but not of the block: relative rms .09 is right (its CPU
+    kernel gives .26).
+    """
     x = torch.randn(128, 96, generator=torch.Generator().manual_seed(0))
     error = (Q.quantize(x).dequantize() - x).pow(2).mean().sqrt() / x.pow(2).mean().sqrt()
     assert 0.088 < error < 0.095
@@ -150,8 +187,10 @@ def test_ties_and_near_ties_equal_bitsandbytes(code):
 def test_details_that_a_rewrite_gets_wrong():
     assert Q.quantize(torch.zeros(64)).packed.unique().tolist() == [0x77]  # a block of zeros
     assert Q.quantize(torch.zeros(64)).absmax.tolist() == [0.0]
-    assert Q.quantize(torch.zeros(65)).absmax.tolist()[1] == pytest.approx(1e-38)  # the tail is clamped, whole blocks are not
-    assert Q.quantize(torch.ones(65)).packed[-1].item() == 0xF7  # odd: completed by the code of zero
+    # the tail is clamped, whole blocks are not
+    assert Q.quantize(torch.zeros(65)).absmax.tolist()[1] == pytest.approx(1e-38)
+    # odd: completed by the code of zero
+    assert Q.quantize(torch.ones(65)).packed[-1].item() == 0xF7
     first_high = torch.zeros(64)
     first_high[0] = 1
     assert Q.quantize(first_high).packed[0].item() == 0xF7
@@ -164,7 +203,13 @@ def test_nf4_comes_from_the_normal_distribution_alone():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 2000), st.integers(0, 2**31), st.sampled_from(CODES), st.booleans(), st.sampled_from(DTYPES))
+@given(
+    st.integers(1, 2000),
+    st.integers(0, 2**31),
+    st.sampled_from(CODES),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+)
 def test_double_quantization_equals_bitsandbytes(blocks, seed, code, uneven, dtype):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(blocks * 64 + seed % 64).astype(np.float32)
@@ -174,19 +219,30 @@ def test_double_quantization_equals_bitsandbytes(blocks, seed, code, uneven, dty
     packed, state = theirs(x, code, 64, double=True)
     ours = Q.quantize(x, code, double=True)
     assert torch.equal(ours.packed, packed) and torch.equal(ours.absmax, state.absmax)
-    assert torch.equal(ours.nested.absmax, state.state2.absmax) and ours.nested.offset == state.offset.item()
-    assert torch.equal(ours.scales(), bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset)
+    assert (
+        torch.equal(ours.nested.absmax, state.state2.absmax)
+        and ours.nested.offset == state.offset.item()
+    )
+    assert torch.equal(
+        ours.scales(), bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    )
 
 
 def test_bits_per_parameter_counts_the_constants():
     x = torch.randn(4096, 64)
     assert Q.quantize(x).bits_per_parameter == 4.5
-    assert Q.quantize(x, double=True).bits_per_parameter == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=2e-4)
+    assert Q.quantize(x, double=True).bits_per_parameter == pytest.approx(
+        4 + 8 / 64 + 32 / (64 * 256), abs=2e-4
+    )
     assert Q.quantize(x, "int8", "row").bits_per_parameter == 8.5
-    assert Q.quantize(x, [-1.0, 0.0, 1.0, 0.5]).bits_per_parameter == pytest.approx(2.5 + 16 * 8 / x.numel())
+    assert Q.quantize(x, [-1.0, 0.0, 1.0, 0.5]).bits_per_parameter == pytest.approx(
+        2.5 + 16 * 8 / x.numel()
+    )
 
 
-@pytest.mark.parametrize("code", ["nf4", "fp4", "int2", "int3", "int5", "int8", "dynamic8", (0, 0.3, -0.8, 1, -1)])
+@pytest.mark.parametrize(
+    "code", ["nf4", "fp4", "int2", "int3", "int5", "int8", "dynamic8", (0, 0.3, -0.8, 1, -1)]
+)
 @pytest.mark.parametrize("block", [64, 1, 3, 50, "row", "column", "tensor"])
 def test_fast_equals_plain_equals_device(code, block):
     for shape in ((40, 50), (1, 1), (3, 43)):
@@ -207,8 +263,12 @@ def test_fast_equals_plain_equals_device(code, block):
 @pytest.mark.parametrize("block", [64, 3, "column"])
 @pytest.mark.parametrize("code", ["nf4", "int3", "int8"])
 def test_a_device_quantizes_as_a_processor_does_in_pieces_too(monkeypatch, code, block):
-    """The whole of quantize and dequantize by the plain torch operations that a GPU runs, scales of scales included."""
-    x = torch.from_numpy(np.random.default_rng(1).standard_normal((96, 211)).astype(np.float32)) * torch.logspace(-6, 2, 211)
+    """The whole of quantize and dequantize by the plain torch operations that a GPU runs, scales of
+    scales included.
+    """
+    x = torch.from_numpy(
+        np.random.default_rng(1).standard_normal((96, 211)).astype(np.float32)
+    ) * torch.logspace(-6, 2, 211)
     x[:, 64:130] = 0  # blocks of zeros
     for dtype in (torch.float32, torch.bfloat16):
         ours = Q.quantize(x.to(dtype), code, block, double=True)
@@ -216,10 +276,24 @@ def test_a_device_quantizes_as_a_processor_does_in_pieces_too(monkeypatch, code,
             patched.setattr(Q, "on_cpu", lambda tensor: False)
             patched.setattr(devicecodes, "PIECE", 1000)
             device = Q.quantize(x.to(dtype), code, block, double=True)
-            decoded, into = device.dequantize(), device.dequantize(out=torch.empty(x.shape, dtype=torch.bfloat16))
-        assert torch.equal(device.packed, ours.packed) and torch.equal(device.absmax, ours.absmax) and device.absmax.is_contiguous()
-        assert torch.equal(device.nested.absmax, ours.nested.absmax) and device.nested.offset == ours.nested.offset
-        assert decoded.dtype == dtype and torch.equal(decoded, ours.dequantize()) and torch.equal(into, ours.dequantize(torch.bfloat16))
+            decoded, into = (
+                device.dequantize(),
+                device.dequantize(out=torch.empty(x.shape, dtype=torch.bfloat16)),
+            )
+        assert (
+            torch.equal(device.packed, ours.packed)
+            and torch.equal(device.absmax, ours.absmax)
+            and device.absmax.is_contiguous()
+        )
+        assert (
+            torch.equal(device.nested.absmax, ours.nested.absmax)
+            and device.nested.offset == ours.nested.offset
+        )
+        assert (
+            decoded.dtype == dtype
+            and torch.equal(decoded, ours.dequantize())
+            and torch.equal(into, ours.dequantize(torch.bfloat16))
+        )
 
 
 def test_a_device_refuses_what_is_no_number():
@@ -230,13 +304,19 @@ def test_a_device_refuses_what_is_no_number():
 
 
 def test_many_pieces_on_several_threads_equal_the_plain_version():
-    x = np.random.default_rng(0).standard_normal(Q.blockcodes.PARALLEL_FROM + 12345).astype(np.float32)
+    x = (
+        np.random.default_rng(0)
+        .standard_normal(Q.blockcodes.PARALLEL_FROM + 12345)
+        .astype(np.float32)
+    )
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         q = Q.quantize(torch.from_numpy(x))
         codes, absmax = Q.encode_plain(x, q.book, 64)
-        assert np.array_equal(q.packed.numpy().reshape(-1), Q.pack(codes, 4, 7)) and np.array_equal(q.absmax.numpy(), absmax)
+        assert np.array_equal(q.packed.numpy().reshape(-1), Q.pack(codes, 4, 7)) and np.array_equal(
+            q.absmax.numpy(), absmax
+        )
         plain = torch.from_numpy(Q.decode_plain(codes, absmax, q.book, 64))
         out = torch.empty(x.size, dtype=torch.bfloat16)
         assert torch.equal(q.dequantize(), plain)
@@ -253,7 +333,9 @@ def test_packing_there_and_back(bits, count, seed):
     codes = np.random.default_rng(seed).integers(0, 2**bits, count).astype(np.uint8)
     packed = Q.pack(codes, bits)
     assert np.array_equal(Q.unpack(packed, bits, count), codes)
-    assert "".join(f"{byte:08b}" for byte in packed).startswith("".join(f"{c:0{bits}b}" for c in codes))
+    assert "".join(f"{byte:08b}" for byte in packed).startswith(
+        "".join(f"{c:0{bits}b}" for c in codes)
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -262,7 +344,9 @@ def test_zero_point_equals_torch(bits):
     q = Q.quantize(x, f"uint{bits}", "row")
     reference = torch.fake_quantize_per_channel_affine(x, q.scale, q.zero.int(), 0, 0, 2**bits - 1)
     assert torch.equal(q.dequantize(), reference)
-    observer = torch.ao.quantization.PerChannelMinMaxObserver(0, torch.quint8, torch.per_channel_affine, quant_min=0, quant_max=2**bits - 1)
+    observer = torch.ao.quantization.PerChannelMinMaxObserver(
+        0, torch.quint8, torch.per_channel_affine, quant_min=0, quant_max=2**bits - 1
+    )
     observer(x)
     scale, zero = observer.calculate_qparams()
     assert torch.allclose(q.scale, scale, rtol=1e-7) and torch.equal(q.zero.long(), zero.long())
@@ -272,22 +356,41 @@ def test_zero_point_equals_torch(bits):
 def test_error_on_gaussian_and_uniform_data():
     """Relative rms by code and block: NF4 wins on Gaussian data, int4 on uniform data."""
     rng = np.random.default_rng(0)
-    gauss, flat = rng.standard_normal(2**18).astype(np.float32), rng.uniform(-1, 1, 2**18).astype(np.float32)
+    gauss, flat = (
+        rng.standard_normal(2**18).astype(np.float32),
+        rng.uniform(-1, 1, 2**18).astype(np.float32),
+    )
 
     def rms(x, code, block=64):
-        return float(np.sqrt(np.mean((Q.quantize(x, code, block).dequantize() - x) ** 2) / np.mean(x**2)))
+        return float(
+            np.sqrt(np.mean((Q.quantize(x, code, block).dequantize() - x) ** 2) / np.mean(x**2))
+        )
 
-    for code, wanted in {"nf4": (0.0873, 0.0919, 0.0987), "fp4": (0.1141, 0.1219, 0.1347), "int4": (0.0970, 0.1077, 0.1264)}.items():
-        assert [rms(gauss, code, block) for block in (32, 64, 256)] == pytest.approx(wanted, rel=0.01)
-    assert rms(flat, "int4") == pytest.approx(0.0697, rel=0.01) and rms(flat, "nf4") == pytest.approx(0.0913, rel=0.01)
+    for code, wanted in {
+        "nf4": (0.0873, 0.0919, 0.0987),
+        "fp4": (0.1141, 0.1219, 0.1347),
+        "int4": (0.0970, 0.1077, 0.1264),
+    }.items():
+        assert [rms(gauss, code, block) for block in (32, 64, 256)] == pytest.approx(
+            wanted, rel=0.01
+        )
+    assert rms(flat, "int4") == pytest.approx(0.0697, rel=0.01) and rms(
+        flat, "nf4"
+    ) == pytest.approx(0.0913, rel=0.01)
 
 
 def test_numpy_and_torch_in_and_out():
     x = np.random.default_rng(0).standard_normal((9, 50))
     for dtype in (np.float64, np.float32, np.float16):
-        q, t = Q.quantize(x.astype(dtype), "nf4"), Q.quantize(torch.from_numpy(x.astype(dtype)), "nf4")
+        q, t = (
+            Q.quantize(x.astype(dtype), "nf4"),
+            Q.quantize(torch.from_numpy(x.astype(dtype)), "nf4"),
+        )
         assert isinstance(q.packed, np.ndarray) and q.dequantize().dtype == dtype
-        assert np.array_equal(q.dequantize(), t.dequantize().numpy()) and t.dequantize().dtype == t.dtype
+        assert (
+            np.array_equal(q.dequantize(), t.dequantize().numpy())
+            and t.dequantize().dtype == t.dtype
+        )
 
 
 @pytest.mark.parametrize(
@@ -320,17 +423,25 @@ def _divide(x, block):
     return (x.reshape(-1, block) / absmax[:, None]).reshape(-1), absmax
 
 
-@pytest.mark.parametrize("mutant", ["tie goes up", "divide by absmax", "low nibble first", "threshold off by one ulp"])
+@pytest.mark.parametrize(
+    "mutant", ["tie goes up", "divide by absmax", "low nibble first", "threshold off by one ulp"]
+)
 def test_mutants_are_caught(mutant, monkeypatch):
     book = codebooks.CodeBook("nf4", 4, codebooks.nf4_levels().copy())
     if mutant == "threshold off by one ulp":
         object.__setattr__(book, "thresholds", np.nextafter(book.thresholds, np.float32(2)))
     elif mutant == "tie goes up":
-        object.__setattr__(book, "thresholds", np.nextafter(book.thresholds, np.float32(-2)))  # x > t - ulp is x >= t
+        # x > t - ulp is x >= t
+        object.__setattr__(book, "thresholds", np.nextafter(book.thresholds, np.float32(-2)))
     elif mutant == "low nibble first":
-        monkeypatch.setattr(Q.blockcodes, "_pack_nibbles", lambda codes, out: np.copyto(out, codes[0::2] | codes[1::2] << 4))
+        monkeypatch.setattr(
+            Q.blockcodes,
+            "_pack_nibbles",
+            lambda codes, out: np.copyto(out, codes[0::2] | codes[1::2] << 4),
+        )
     else:
-        monkeypatch.setattr(Q.blockcodes, "unit_size", lambda block, bits: 1 << 62)  # everything down the plain path
+        # everything down the plain path
+        monkeypatch.setattr(Q.blockcodes, "unit_size", lambda block, bits: 1 << 62)
         monkeypatch.setattr(Q, "scale_plain", _divide)
     x = torch.from_numpy(near_ties(np.random.default_rng(0), 64 * 1024, block=64))
     packed, _ = theirs(x, "nf4", 64)

@@ -1,8 +1,10 @@
-"""A QLoRA of ours reloaded by transformers + peft + bitsandbytes, and one of theirs by us: the same logits.
+"""A QLoRA of ours reloaded by transformers + peft + bitsandbytes, and one of theirs by us: the same
+logits.
 
-Tolerance: 1e-5 absolute on logits of magnitude 1 in fp32, which leaves room for the order of additions alone; the adapters
-that were trained here move the logits a thousand times further. Layers whose last dimension is a multiple of 16 but not of the
-block are kept out of this, since bitsandbytes decodes them wrongly on a CPU; there the flat formula is the judge.
+Tolerance: 1e-5 absolute on logits of magnitude 1 in fp32, which leaves room for the order of
+additions alone; the adapters that were trained here move the logits a thousand times further.
+Layers whose last dimension is a multiple of 16 but not of the block are kept out of this, since
+bitsandbytes decodes them wrongly on a CPU; there the flat formula is the judge.
 """
 
 import copy
@@ -29,8 +31,17 @@ IDS = torch.randint(0, 97, (3, 11), generator=torch.Generator().manual_seed(5))
 
 def dense_llama(hidden=64, inner=128):
     torch.manual_seed(0)
-    return Llama(Config(vocab_size=97, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2, num_attention_heads=4,
-                        num_key_value_heads=2, initializer_range=0.1))  # fmt: skip
+    return Llama(
+        Config(
+            vocab_size=97,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.1,
+        )
+    )
 
 
 def train(model, loss, steps=4):
@@ -68,12 +79,20 @@ def repacks_after_evaluation(model, allowed):
 
 
 def load_theirs(folder, trap=False):
-    """A folder through transformers: quantized by bitsandbytes as it loads, or as it lies there if it is in 4 bits already."""
-    four = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                           bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
+    """A folder through transformers: quantized by bitsandbytes as it loads, or as it lies there if
+    it is in 4 bits already.
+    """
+    four = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
     packed = "quantization_config" in (folder / "config.json").read_text()
     options = {} if packed else {"quantization_config": four}
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, **options
+    )
     return repacks_after_evaluation(model, trap)
 
 
@@ -84,7 +103,9 @@ def load_ours(folder):
 
 @pytest.fixture(scope="module")
 def by_us(tmp_path_factory):
-    """Folders `dense`, `packed` and `adapter` of a QLoRA trained by us, and its logits with and without the adapter."""
+    """Folders `dense`, `packed` and `adapter` of a QLoRA trained by us, and its logits with and
+    without the adapter.
+    """
     folder = tmp_path_factory.mktemp("ours")
     dense_llama().save_pretrained(folder / "dense")
     model = load_ours(folder / "dense")
@@ -105,7 +126,10 @@ def by_them(tmp_path_factory):
     model = load_theirs(folder / "dense")
     model.save_pretrained(folder / "packed")
     torch.manual_seed(1)
-    model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(
+        model,
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
     train(model, their_loss)
     model.save_pretrained(folder / "adapter")
     with torch.no_grad():
@@ -136,17 +160,24 @@ def test_what_they_trained_we_reload(by_them, base):
 
 
 def test_training_goes_on_alike_after_the_exchange(by_us):
-    """The reloaded adapter gets the gradients that ours gets, and three more steps end at the same logits."""
+    """The reloaded adapter gets the gradients that ours gets, and three more steps end at the same
+    logits.
+    """
     folder, _, _ = by_us
     ours = load_ours(folder / "packed")
     lora.load_adapter(ours, folder / "adapter")
-    theirs = peft.PeftModel.from_pretrained(load_theirs(folder / "packed"), folder / "adapter", is_trainable=True)
+    theirs = peft.PeftModel.from_pretrained(
+        load_theirs(folder / "packed"), folder / "adapter", is_trainable=True
+    )
     mine, others = gradients(ours.train(), our_loss), gradients(theirs.train(), their_loss)
     assert len(mine) == len(others) == 28
     for name, gradient in others.items():
         own = name.removeprefix("base_model.model.").removesuffix(".weight")
         torch.testing.assert_close(mine[own], gradient, rtol=1e-3, atol=1e-6)
-    plain = [torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1) for model in (ours, theirs)]
+    plain = [
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for model in (ours, theirs)
+    ]
     for _ in range(3):
         for model, loss, optimizer in ((ours, our_loss, plain[0]), (theirs, their_loss, plain[1])):
             gradients(model, loss)
@@ -170,35 +201,52 @@ def test_train_eval_train_keeps_every_gradient(by_us):
 
 
 def test_the_trap_that_ours_avoids(by_us):
-    """bitsandbytes on a CPU with AVX512-BF16: the first evaluation repacks the weights for a kernel without gradients."""
+    """bitsandbytes on a CPU with AVX512-BF16: the first evaluation repacks the weights for a kernel
+    without gradients.
+    """
     if not bitsandbytes.functional.has_avx512bf16():
         pytest.skip("this processor has no AVX512-BF16, so bitsandbytes does not repack")
     folder, _, _ = by_us
     found = {}
     for trap in (True, False):
-        model = peft.PeftModel.from_pretrained(load_theirs(folder / "packed", trap), folder / "adapter", is_trainable=True)
+        model = peft.PeftModel.from_pretrained(
+            load_theirs(folder / "packed", trap), folder / "adapter", is_trainable=True
+        )
         before = gradients(model.train(), their_loss)
         with torch.no_grad():
             model.eval()(IDS)
         after = gradients(model.train(), their_loss)
-        found[trap] = [name for name, gradient in before.items() if after[name] is None or not torch.allclose(after[name], gradient, rtol=0.1)]
+        found[trap] = [
+            name
+            for name, gradient in before.items()
+            if after[name] is None or not torch.allclose(after[name], gradient, rtol=0.1)
+        ]
     assert not found[False]
     if not found[True]:
-        pytest.skip(f"bitsandbytes {bitsandbytes.__version__} keeps its gradients after an evaluation here")
-    assert any(".layers.0." in name for name in found[True])  # gradients from behind are lost on their way to the front
+        pytest.skip(
+            f"bitsandbytes {bitsandbytes.__version__} keeps its gradients after an evaluation here"
+        )
+    # gradients from behind are lost on their way to the front
+    assert any(".layers.0." in name for name in found[True])
 
 
 # Shapes that bitsandbytes decodes wrongly on a CPU
 
 
 def flat_formula(packed, absmax, shape, block=64):
-    """level · absmax over the row-major flattened tensor, two indices in each byte, the first in the high half."""
+    """level · absmax over the row-major flattened tensor, two indices in each byte, the first in
+    the high half.
+    """
     levels = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
-    codes = torch.stack((packed.flatten() >> 4, packed.flatten() & 15), dim=1).flatten()[: shape[0] * shape[1]]
+    codes = torch.stack((packed.flatten() >> 4, packed.flatten() & 15), dim=1).flatten()[
+        : shape[0] * shape[1]
+    ]
     return (levels[codes.long()] * absmax.repeat_interleave(block)[: codes.numel()]).view(shape)
 
 
-@pytest.mark.parametrize("shape, right", [((128, 64), True), ((96, 192), True), ((128, 96), False), ((64, 80), False)])
+@pytest.mark.parametrize(
+    "shape, right", [((128, 64), True), ((96, 192), True), ((128, 96), False), ((64, 80), False)]
+)
 def test_decoding_is_held_to_the_flat_formula(shape, right):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     packed, state = bitsandbytes.functional.quantize_4bit(x, quant_type="nf4")
@@ -222,7 +270,9 @@ def test_a_model_of_such_shapes_equals_peft_over_the_decoded_weights(tmp_path):
     dense.save_pretrained(tmp_path / "decoded")
     train(lora.add_lora(ours, rank=4, alpha=8), our_loss)
     lora.save_adapter(ours, tmp_path / "adapter")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "decoded", dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "decoded", dtype=torch.float32
+    )
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(IDS), theirs(IDS).logits, rtol=0, atol=TOLERANCE)

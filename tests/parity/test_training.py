@@ -1,8 +1,10 @@
-"""Whole trainings with minilora.autograd and minilora.optim beside torch: the losses agree at every step, and fall.
+"""Whole trainings with minilora.autograd and minilora.optim beside torch: the losses agree at every
+step, and fall.
 
-The models are written once and run in both engines, because ours uses torch's names. Tolerance on the loss of every
-step: 1e-9 relative in fp64, 2e-3 in fp32 (rounding grows along a training; the first ten steps stay within 1e-5).
-Then planted mistakes in the optimizers: each must part from torch by far more than that.
+The models are written once and run in both engines, because ours uses torch's names. Tolerance on
+the loss of every step: 1e-9 relative in fp64, 2e-3 in fp32 (rounding grows along a training; the
+first ten steps stay within 1e-5). Then planted mistakes in the optimizers: each must part from
+torch by far more than that.
 """
 
 import numpy as np
@@ -25,14 +27,18 @@ class Ours:
 class Theirs:
     silu = F.silu
     rms_norm = staticmethod(lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-6))
-    cross_entropy = staticmethod(lambda x, t: F.cross_entropy(x.reshape(-1, x.shape[-1]), t.reshape(-1)))
+    cross_entropy = staticmethod(
+        lambda x, t: F.cross_entropy(x.reshape(-1, x.shape[-1]), t.reshape(-1))
+    )
     constant = staticmethod(torch.as_tensor)
     leaf = staticmethod(lambda a: torch.tensor(a, requires_grad=True))
     sgd, adamw = torch.optim.SGD, torch.optim.AdamW
 
 
 def mlp(n, weights, batch):
-    """Two layers that learn XOR-like quadrants of the plane: inputs (B, 2), labels (B,) in {0, 1}."""
+    """Two layers that learn XOR-like quadrants of the plane: inputs (B, 2), labels (B,) in {0,
+    1}.
+    """
     w1, b1, w2, b2 = weights
     x, labels = (n.constant(part) for part in batch)
     x = Tensor(x) if n is Ours else x
@@ -51,7 +57,9 @@ WIDTH, HEADS, VOCABULARY, LENGTH = 32, 4, 8, 12
 
 
 def transformer(n, weights, ids):
-    """One block: norm, causal attention with four heads, norm, gated MLP, tied embedding. ids (B, T) -> mean loss."""
+    """One block: norm, causal attention with four heads, norm, gated MLP, tied embedding. ids (B,
+    T) -> mean loss.
+    """
     embed, position, norm1, qkv, out, norm2, gate, up, down, norm3 = weights
     inputs, targets = n.constant(ids[:, :-1]), n.constant(ids[:, 1:])
     batch, length = inputs.shape
@@ -68,11 +76,26 @@ def transformer(n, weights, ids):
 
 
 def transformer_setting(dtype, steps=120, batch=16):
-    """Sequences that say the same thing twice, ABCDEF ABCDEF: the second half can only be learned by attention."""
+    """Sequences that say the same thing twice, ABCDEF ABCDEF: the second half can only be learned
+    by attention.
+    """
     rng = np.random.default_rng(0)
-    shapes = [(VOCABULARY, WIDTH), (LENGTH, WIDTH), None, (WIDTH, 3 * WIDTH), (WIDTH, WIDTH), None,
-              (WIDTH, 2 * WIDTH), (WIDTH, 2 * WIDTH), (2 * WIDTH, WIDTH), None]
-    weights = [np.ones(WIDTH, dtype) if s is None else (rng.standard_normal(s) * 0.2).astype(dtype) for s in shapes]
+    shapes = [
+        (VOCABULARY, WIDTH),
+        (LENGTH, WIDTH),
+        None,
+        (WIDTH, 3 * WIDTH),
+        (WIDTH, WIDTH),
+        None,
+        (WIDTH, 2 * WIDTH),
+        (WIDTH, 2 * WIDTH),
+        (2 * WIDTH, WIDTH),
+        None,
+    ]
+    weights = [
+        np.ones(WIDTH, dtype) if s is None else (rng.standard_normal(s) * 0.2).astype(dtype)
+        for s in shapes
+    ]
     half = rng.integers(0, VOCABULARY, (steps, batch, LENGTH // 2))
     return weights, np.concatenate([half, half], axis=-1)
 
@@ -114,17 +137,20 @@ def test_a_one_block_transformer_learns_and_equals_torch_step_by_step(dtype):
     make = lambda n: lambda p: n.adamw(p, 1e-2, betas=(0.9, 0.95), weight_decay=0.01)
     mine, theirs = (losses(n, transformer, setting, make(n)) for n in (Ours, Theirs))
     assert_together(mine, theirs, dtype)
-    # five of eleven targets are random (ln 8 = 2.08 each), six repeat what stood before and cost nothing when learned
+    # five of eleven targets are random (ln 8 = 2.08 each), six repeat what stood before and cost
+    # nothing when learned
     assert mine[0] > 2.0 and mine[-20:].mean() < 1.05
 
 
-def dampened_first_step(self, p, g, state):  # (1 − dampening) applied to the very first gradient too
+# (1 − dampening) applied to the very first gradient too
+def dampened_first_step(self, p, g, state):
     b = optim.fma(1 - self.dampening, g, self.momentum * state.get("momentum_buffer", 0 * g))
     state["momentum_buffer"] = b
     return optim.fma(-self.lr, g * 0 + b, p)
 
 
-def lr_inside_the_buffer(self, p, g, state):  # b ← momentum·b + lr·g: the same until lr changes, so halve it once
+# b ← momentum·b + lr·g: the same until lr changes, so halve it once
+def lr_inside_the_buffer(self, p, g, state):
     b = self.momentum * state.get("momentum_buffer", 0 * g) + self.lr * g
     state["momentum_buffer"] = b
     return p - b
@@ -132,6 +158,7 @@ def lr_inside_the_buffer(self, p, g, state):  # b ← momentum·b + lr·g: the s
 
 def adam(couple=False, correct=True, eps_inside=False, first_only=False):
     """AdamW's rule, with one mistake each."""
+
     def update(self, p, g, state):
         beta1, beta2 = self.betas
         g = g + self.weight_decay * p if couple else g
@@ -140,12 +167,17 @@ def adam(couple=False, correct=True, eps_inside=False, first_only=False):
         c1 = 1 - beta1 ** state["step"] if correct else 1
         c2 = 1 - beta2 ** state["step"] if correct and not first_only else 1
         p = p if couple else p * (1 - self.lr * self.weight_decay)
-        return p - self.lr * (m / c1) / (((v / c2 + self.eps) ** 0.5) if eps_inside else ((v / c2) ** 0.5 + self.eps))
+        return p - self.lr * (m / c1) / (
+            ((v / c2 + self.eps) ** 0.5) if eps_inside else ((v / c2) ** 0.5 + self.eps)
+        )
+
     return update
 
 
 def run_optimizers(mine, theirs, steps=20):
-    """The largest difference after some steps with equal gradients; the learning rate is halved on the way."""
+    """The largest difference after some steps with equal gradients; the learning rate is halved on
+    the way.
+    """
     rng = np.random.default_rng(0)
     p, q = Ours.leaf(np.ones(50)), Theirs.leaf(np.ones(50))
     ours_, reference = mine([p]), theirs([q])
@@ -164,13 +196,31 @@ HEAVY = lambda n: lambda p: n.sgd(p, 0.1, momentum=0.9)
 ADAMW = lambda n: lambda p: n.adamw(p, 0.1, weight_decay=0.5, eps=1e-3)
 
 
-@pytest.mark.parametrize("name, rule, make", [
-    ("SGD", None, SGD), ("SGD", None, HEAVY), ("AdamW", None, ADAMW),
-    ("SGD", dampened_first_step, SGD), ("SGD", lr_inside_the_buffer, HEAVY),
-    ("AdamW", adam(couple=True), ADAMW), ("AdamW", adam(correct=False), ADAMW), ("AdamW", adam(first_only=True), ADAMW),
-    ("AdamW", adam(eps_inside=True), ADAMW),
-], ids=["right-sgd", "right-momentum", "right-adamw", "dampened-first-step", "lr-inside-the-buffer", "coupled-decay",
-        "no-bias-correction", "half-a-bias-correction", "eps-under-the-root"])
+@pytest.mark.parametrize(
+    "name, rule, make",
+    [
+        ("SGD", None, SGD),
+        ("SGD", None, HEAVY),
+        ("AdamW", None, ADAMW),
+        ("SGD", dampened_first_step, SGD),
+        ("SGD", lr_inside_the_buffer, HEAVY),
+        ("AdamW", adam(couple=True), ADAMW),
+        ("AdamW", adam(correct=False), ADAMW),
+        ("AdamW", adam(first_only=True), ADAMW),
+        ("AdamW", adam(eps_inside=True), ADAMW),
+    ],
+    ids=[
+        "right-sgd",
+        "right-momentum",
+        "right-adamw",
+        "dampened-first-step",
+        "lr-inside-the-buffer",
+        "coupled-decay",
+        "no-bias-correction",
+        "half-a-bias-correction",
+        "eps-under-the-root",
+    ],
+)
 def test_planted_mistakes_part_from_torch(name, rule, make, monkeypatch):
     if rule:
         monkeypatch.setattr(getattr(optim, name), "update", rule)

@@ -1,4 +1,6 @@
-"""The traps with the large libraries themselves, without the lesson: each fails in silence there, and is named or avoided here."""
+"""The traps with the large libraries themselves, without the lesson: each fails in silence there,
+and is named or avoided here.
+"""
 
 import math
 
@@ -48,20 +50,33 @@ def frozen(folder):
 
 
 def cut_off(folder):
-    """The last norm is trained as well and learns; below it the gradient is cut, as behind checkpoints of the old kind."""
+    """The last norm is trained as well and learns; below it the gradient is cut, as behind
+    checkpoints of the old kind.
+    """
     model = traps.adapted(modules_to_save=["norm"])
-    model.base_model.model.model.layers[-1].register_forward_hook(lambda layer, args, out: out.detach())
+    model.base_model.model.model.layers[-1].register_forward_hook(
+        lambda layer, args, out: out.detach()
+    )
     return model
 
 
-@pytest.mark.parametrize("plant, message", [(zero_A, "both zero"), (frozen, "adapter, but it is frozen"), (cut_off, "no gradient reaches")])
+@pytest.mark.parametrize(
+    "plant, message",
+    [
+        (zero_A, "both zero"),
+        (frozen, "adapter, but it is frozen"),
+        (cut_off, "no gradient reaches"),
+    ],
+)
 def test_nothing_trains(folder, plant, message):
     model = plant(folder)
     losses, moved = traps.moved(model, BATCH)
     assert moved == 0 and all(map(math.isfinite, losses))
     with pytest.raises(CheckFailed, match=message):
         check(model, BATCH)
-    assert traps.moved(traps.adapted(), BATCH)[1] == 70 and check(traps.adapted(), BATCH).learned > 0
+    assert (
+        traps.moved(traps.adapted(), BATCH)[1] == 70 and check(traps.adapted(), BATCH).learned > 0
+    )
 
 
 def test_fp16_turns_to_nan_in_the_second_step():
@@ -83,18 +98,28 @@ def test_an_evaluation_packs_the_weights_and_cuts_the_gradient():
     loss(model)
     traps.loss_of(model.train(), BATCH).backward()
     assert sum(bool(p.grad.any()) for p in model.parameters() if p.grad is not None) < 35
-    with pytest.raises(CheckFailed, match="an evaluation has made bitsandbytes pack .*load the model again"):
+    with pytest.raises(
+        CheckFailed, match="an evaluation has made bitsandbytes pack .*load the model again"
+    ):
         check(model, BATCH)
 
 
 def test_rows_that_are_decoded_wrongly_are_named():
     model = traps.adapted()
-    model.beside = bitsandbytes.nn.Linear4bit(96, 64, bias=False, quant_type="nf4").requires_grad_(False).to("cpu")
+    model.beside = (
+        bitsandbytes.nn.Linear4bit(96, 64, bias=False, quant_type="nf4")
+        .requires_grad_(False)
+        .to("cpu")
+    )
     model.beside.support_avx512bf16_for_cpu = False
     with pytest.raises(CheckFailed, match="beside has rows of 96.*hub.cure"):
         check(model, BATCH)
     check(hub.cure(model), BATCH)
-    model.beside = bitsandbytes.nn.Linear4bit(128, 64, bias=False, quant_type="nf4").requires_grad_(False).to("cpu")
+    model.beside = (
+        bitsandbytes.nn.Linear4bit(128, 64, bias=False, quant_type="nf4")
+        .requires_grad_(False)
+        .to("cpu")
+    )
     model.beside.support_avx512bf16_for_cpu = False
     check(model, BATCH)
 
@@ -106,7 +131,9 @@ def test_a_merge_into_four_bits_loses_most_of_what_was_learned(folder):
     with model.disable_adapter():
         base = kl(told, traps.predictions(model, rows))
     assert kl(told, traps.predictions(model.merge_and_unload(), rows)) > 0.3 * base
-    ours = lora.load_adapter(hub.load("tiny", "qlora", stack="minilora", device="cpu"), folder).eval()
+    ours = lora.load_adapter(
+        hub.load("tiny", "qlora", stack="minilora", device="cpu"), folder
+    ).eval()
     before = log_probabilities(ours, rows)
     assert kl(before, log_probabilities(lora.merge(ours), rows)) < 1e-6
     assert "while adapters are merged" in traps.refusal(lora.merge, ours)
@@ -115,8 +142,18 @@ def test_a_merge_into_four_bits_loses_most_of_what_was_learned(folder):
 def test_renamed_keys_leave_the_base_as_it_was(folder, tmp_path):
     traps.adapted().save_pretrained(tmp_path)
     file = "adapter_model.safetensors"
-    save_file({key.replace(".model.layers", "._orig_mod.layers"): t for key, t in load_file(folder / file).items()}, tmp_path / file)
-    assert loss(peft.PeftModel.from_pretrained(traps.fresh(), tmp_path)) == loss(traps.fresh()) > loss(peft.PeftModel.from_pretrained(traps.fresh(), folder))
+    save_file(
+        {
+            key.replace(".model.layers", "._orig_mod.layers"): t
+            for key, t in load_file(folder / file).items()
+        },
+        tmp_path / file,
+    )
+    assert (
+        loss(peft.PeftModel.from_pretrained(traps.fresh(), tmp_path))
+        == loss(traps.fresh())
+        > loss(peft.PeftModel.from_pretrained(traps.fresh(), folder))
+    )
     assert "lacks" in traps.refusal(hub.load_adapter, traps.fresh(), tmp_path)
 
 
@@ -129,7 +166,8 @@ def test_get_peft_model_once_more_begins_anew(folder):
 def test_the_bench_counts_bytes_once():
     """The tied head is the embedding; a tensor that several nodes keep is one."""
     model = traps.fresh()
-    assert traps.held(model) == sum(p.numel() * 4 for p in model.parameters())  # parameters() names the tied one once
+    # parameters() names the tied one once
+    assert traps.held(model) == sum(p.numel() * 4 for p in model.parameters())
     x = nn.Parameter(torch.ones(1000))
 
     class Twice(nn.Module):

@@ -1,6 +1,8 @@
-"""minilora.autograd beyond single gradients: the rules of backward, errors, the graph view, and planted mistakes.
+"""minilora.autograd beyond single gradients: the rules of backward, errors, the graph view, and
+planted mistakes.
 
-A planted mistake ("mutant") changes one rule of the engine; a comparison with the difference quotient must notice it.
+A planted mistake ("mutant") changes one rule of the engine; a comparison with the difference
+quotient must notice it.
 """
 
 import xml.etree.ElementTree as ET
@@ -20,6 +22,7 @@ def leaf(*shape, seed=0):
 
 
 # backward
+
 
 def test_a_value_used_twice_gets_the_sum():
     x = Tensor(3.0, requires_grad=True)
@@ -103,21 +106,37 @@ def test_the_graph_is_freed_with_its_result():
 
 # dtypes
 
+
 def test_dtypes_are_kept_and_numbers_do_not_promote():
     x = Tensor(np.ones(3, np.float32), requires_grad=True)
-    results = x * 2.5, 2.5 * x, x / np.float64(3), x**0.5, 1 - x, x.mean(), x + [1, 2, 3], ours.gelu(x), ours.silu(x)
+    results = (
+        x * 2.5,
+        2.5 * x,
+        x / np.float64(3),
+        x**0.5,
+        1 - x,
+        x.mean(),
+        x + [1, 2, 3],
+        ours.gelu(x),
+        ours.silu(x),
+    )
     for y in results:
         assert y.dtype == np.float32
         y.sum().backward()
     assert x.grad.dtype == np.float32
     assert Tensor([1, 2]).dtype == Tensor(1.5).dtype == Tensor(np.arange(3)).dtype == np.float32
-    assert Tensor(np.float64(1)).dtype == (x * np.ones(3)).dtype == np.float64  # an fp64 array promotes, as in torch
+    # an fp64 array promotes, as in torch
+    assert Tensor(np.float64(1)).dtype == (x * np.ones(3)).dtype == np.float64
 
 
 def test_arrays_on_the_left_work():
     x = leaf(3)
-    for y, expected in ((np.ones(3) * x, x.data), (np.ones(3) - x, 1 - x.data), (np.eye(3) @ x, x.data),
-                        (np.ones(3) / x, 1 / x.data)):
+    for y, expected in (
+        (np.ones(3) * x, x.data),
+        (np.ones(3) - x, 1 - x.data),
+        (np.eye(3) @ x, x.data),
+        (np.ones(3) / x, 1 / x.data),
+    ):
         assert isinstance(y, Tensor)
         np.testing.assert_allclose(y.data, expected)
 
@@ -131,31 +150,35 @@ def test_the_data_is_a_copy():
 
 # errors
 
-@pytest.mark.parametrize("call, words", [
-    (lambda x: x + leaf(4), ["+", "(2, 3) and (4,)"]),
-    (lambda x: x @ leaf(4, 2), ["@", "(2, 3) and (4, 2)"]),
-    (lambda x: x.reshape(5), ["reshape", "(2, 3)"]),
-    (lambda x: x.permute(0, 2), ["permute", "(2, 3)"]),
-    (lambda x: x.sum(3), ["sum(dim=3)", "(2, 3)"]),
-    (lambda x: x.softmax(2), ["softmax(dim=2)", "(2, 3)"]),
-    (lambda x: x[5], ["[]", "(2, 3)"]),
-    (lambda x: x[leaf(2)], ["[]"]),
-    (lambda x: ours.cat([x, leaf(2, 4)], 0), ["cat(dim=0)", "(2, 3) and (2, 4)"]),
-    (lambda x: x.masked_fill(np.ones(4, bool), 0.0), ["masked_fill", "(2, 3)"]),
-    (lambda x: x**leaf(3), ["exponent"]),
-    (lambda x: x.item(), ["item()", "(2, 3)"]),
-    (lambda x: x.backward(), ["(2, 3)", ".sum()"]),
-    (lambda x: x.backward(np.ones(3)), ["(3,)", "(2, 3)"]),
-    (lambda x: x.sum().backward(np.ones(2)), ["(2,)"]),
-    (lambda x: Tensor(1.0).backward(), ["requires_grad"]),
-    (lambda x: ours.cross_entropy(x, [0, 3]), ["target 3", "3 classes"]),
-    (lambda x: ours.cross_entropy(x, [0, -1]), ["target -1"]),
-    (lambda x: ours.cross_entropy(x, [0]), ["(2, 3)", "(1,)"]),
-    (lambda x: ours.cross_entropy(x, [0.5, 1.0]), ["float64"]),
-    (lambda x: Tensor([[1], [1, 2]]), ["rows of equal length"]),
-    (lambda x: Tensor("many"), ["many"]),
-    (lambda x: Tensor(None), ["None"]),
-])
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda x: x + leaf(4), ["+", "(2, 3) and (4,)"]),
+        (lambda x: x @ leaf(4, 2), ["@", "(2, 3) and (4, 2)"]),
+        (lambda x: x.reshape(5), ["reshape", "(2, 3)"]),
+        (lambda x: x.permute(0, 2), ["permute", "(2, 3)"]),
+        (lambda x: x.sum(3), ["sum(dim=3)", "(2, 3)"]),
+        (lambda x: x.softmax(2), ["softmax(dim=2)", "(2, 3)"]),
+        (lambda x: x[5], ["[]", "(2, 3)"]),
+        (lambda x: x[leaf(2)], ["[]"]),
+        (lambda x: ours.cat([x, leaf(2, 4)], 0), ["cat(dim=0)", "(2, 3) and (2, 4)"]),
+        (lambda x: x.masked_fill(np.ones(4, bool), 0.0), ["masked_fill", "(2, 3)"]),
+        (lambda x: x ** leaf(3), ["exponent"]),
+        (lambda x: x.item(), ["item()", "(2, 3)"]),
+        (lambda x: x.backward(), ["(2, 3)", ".sum()"]),
+        (lambda x: x.backward(np.ones(3)), ["(3,)", "(2, 3)"]),
+        (lambda x: x.sum().backward(np.ones(2)), ["(2,)"]),
+        (lambda x: Tensor(1.0).backward(), ["requires_grad"]),
+        (lambda x: ours.cross_entropy(x, [0, 3]), ["target 3", "3 classes"]),
+        (lambda x: ours.cross_entropy(x, [0, -1]), ["target -1"]),
+        (lambda x: ours.cross_entropy(x, [0]), ["(2, 3)", "(1,)"]),
+        (lambda x: ours.cross_entropy(x, [0.5, 1.0]), ["float64"]),
+        (lambda x: Tensor([[1], [1, 2]]), ["rows of equal length"]),
+        (lambda x: Tensor("many"), ["many"]),
+        (lambda x: Tensor(None), ["None"]),
+    ],
+)
 def test_errors_name_shapes_and_values(call, words):
     with pytest.raises(MiniloraError) as error:
         call(leaf(2, 3))
@@ -164,6 +187,7 @@ def test_errors_name_shapes_and_values(call, words):
 
 
 # the picture
+
 
 def test_the_graph_view_names_every_value_and_escapes():
     x, w = Tensor(2.0, True, name="x"), Tensor(-3.0, True, name="<w>")
@@ -174,7 +198,11 @@ def test_the_graph_view_names_every_value_and_escapes():
     space = "{http://www.w3.org/2000/svg}"
     texts = [t.text for t in root.iter(space + "text")]
     assert {"x", "<w>", "*", "+", "constant", "y = tanh", "2", "-3"} <= set(texts)
-    assert root.get("role") == "img" and "6 values" in root.get("aria-label") and root.get("data-edges") == "5"
+    assert (
+        root.get("role") == "img"
+        and "6 values" in root.get("aria-label")
+        and root.get("data-edges") == "5"
+    )
     assert "currentColor" in svg and "<w>" not in svg and "#" not in svg
     assert x.grad is None  # looking changes nothing
     (y * 1).backward()
@@ -195,12 +223,16 @@ def test_a_leaf_alone_and_a_graph_too_large():
 
 # planted mistakes: each must make the comparison below fail
 
+
 def slope_error() -> float:
-    """The largest difference between gradients and difference quotients in a small network that uses every rule."""
+    """The largest difference between gradients and difference quotients in a small network that
+    uses every rule.
+    """
     table, w, gain = leaf(4, 3, seed=1), leaf(3, 3, seed=2), leaf(3, seed=3)
 
     def loss():
-        h = ours.rms_norm(table[np.array([[0, 2, 2], [1, 2, 0]])], gain)  # (2, 3, 3), row 2 three times
+        # (2, 3, 3), row 2 three times
+        h = ours.rms_norm(table[np.array([[0, 2, 2], [1, 2, 0]])], gain)
         scores = (h @ w) @ h.mT * 0.5
         h = h + scores.masked_fill(np.triu(np.ones((3, 3)), 1) > 0, -np.inf).softmax(-1) @ h
         h = ours.cat([ours.silu(h), h.tanh() / (h * h + 1)], -1).amax(1, keepdim=True) + gain.sum()
@@ -224,10 +256,12 @@ def test_gradients_equal_difference_quotients():
     assert slope_error() < 1e-8
 
 
-def keep_broadcast(monkeypatch):  # the gradient is not summed back to the shape of a broadcast input
+# the gradient is not summed back to the shape of a broadcast input
+def keep_broadcast(monkeypatch):
     def cut(g, shape):
         g = g[(0,) * (g.ndim - len(shape))]
         return g[tuple(slice(0, n) for n in shape)]
+
     monkeypatch.setattr(ours, "_unbroadcast", cut)
 
 
@@ -237,7 +271,9 @@ def count_repeats_once(monkeypatch):  # a row that is looked up twice gets one g
             full = np.zeros_like(self.data)
             full[index] += g
             return full
+
         return ours._op("[]", lambda x: x[index], (self, scatter))
+
     monkeypatch.setattr(Tensor, "__getitem__", getitem)
 
 
@@ -249,11 +285,15 @@ def overwrite_instead_of_add(monkeypatch):  # the last user of a value wins
                 yield t, arrived[id(t)]
                 for parent, pull_back in t._inputs:
                     if parent.requires_grad:
-                        arrived[id(parent)] = ours._unbroadcast(np.asarray(pull_back(arrived[id(t)])), parent.shape)
+                        arrived[id(parent)] = ours._unbroadcast(
+                            np.asarray(pull_back(arrived[id(t)])), parent.shape
+                        )
+
     monkeypatch.setattr(ours, "gradients", gradients)
 
 
-def breadth_first(monkeypatch):  # a value passes its gradient on before all of its users have reported
+# a value passes its gradient on before all of its users have reported
+def breadth_first(monkeypatch):
     def order(root):
         found, queue = [], [root]
         while queue:
@@ -273,6 +313,7 @@ def breadth_first(monkeypatch):  # a value passes its gradient on before all of 
                     if parent.requires_grad:
                         part = ours._unbroadcast(np.asarray(pull_back(g)), parent.shape)
                         arrived[id(parent)] = arrived.get(id(parent), 0) + part
+
     monkeypatch.setattr(ours, "gradients", gradients)
 
 
@@ -280,6 +321,7 @@ def forget_quotient(monkeypatch):  # a / b is differentiated by a alone
     def divide(self, other):
         b = ours._wrap(other, self)
         return ours._op("/", np.divide, (self, lambda g: g / b.data), (b, lambda g: g * 0))
+
     monkeypatch.setattr(Tensor, "__truediv__", divide)
 
 
@@ -288,24 +330,42 @@ def softmax_without_the_sum(monkeypatch):  # the diagonal of the softmax's Jacob
         z = self.data - self.data.max(axis=dim, keepdims=True)
         out = z - np.log(np.exp(z).sum(axis=dim, keepdims=True))
         return ours._result(out, "log_softmax", ((self, lambda g: g * (1 - np.exp(out))),))
+
     monkeypatch.setattr(Tensor, "log_softmax", log_softmax)
 
 
 def sigmoid_slope_of_x(monkeypatch):  # y(1 − y) taken at x instead of y
-    monkeypatch.setattr(Tensor, "sigmoid", ours._elementwise("sigmoid", lambda x: 1 / (1 + np.exp(-x)),
-                                                             lambda x, y: x * (1 - x)))
+    monkeypatch.setattr(
+        Tensor,
+        "sigmoid",
+        ours._elementwise("sigmoid", lambda x: 1 / (1 + np.exp(-x)), lambda x, y: x * (1 - x)),
+    )
 
 
-def give_all_parts_the_last(monkeypatch):  # a closure over a loop variable: all parts get the gradient of the last
+# a closure over a loop variable: all parts get the gradient of the last
+def give_all_parts_the_last(monkeypatch):
     def cat(tensors, dim=0):
         out = np.concatenate([t.data for t in tensors], axis=dim)
         ends = np.cumsum([t.shape[dim] for t in tensors])[:-1]
-        return ours._result(out, "cat", [(t, lambda g: np.split(g, ends, axis=dim)[len(tensors) - 1]) for t in tensors])
+        return ours._result(
+            out,
+            "cat",
+            [(t, lambda g: np.split(g, ends, axis=dim)[len(tensors) - 1]) for t in tensors],
+        )
+
     monkeypatch.setattr(ours, "cat", cat)
 
 
-MUTANTS = [keep_broadcast, count_repeats_once, overwrite_instead_of_add, breadth_first, forget_quotient,
-           softmax_without_the_sum, sigmoid_slope_of_x, give_all_parts_the_last]
+MUTANTS = [
+    keep_broadcast,
+    count_repeats_once,
+    overwrite_instead_of_add,
+    breadth_first,
+    forget_quotient,
+    softmax_without_the_sum,
+    sigmoid_slope_of_x,
+    give_all_parts_the_last,
+]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.__name__)

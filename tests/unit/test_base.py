@@ -1,4 +1,6 @@
-"""The shipped base: its size, its card, what it can look up, and that every token a task answers with was trained."""
+"""The shipped base: its size, its card, what it can look up, and that every token a task answers
+with was trained.
+"""
 
 import json
 import sys
@@ -40,7 +42,9 @@ def test_it_is_small_and_every_linear_fits_blocks_of_64(model):
 
 
 def test_it_looks_up_what_stands_in_its_context(model, raw_tokenizer):
-    """Ten families, fewer documents than the card's table; the card's look-up share must not be better than the truth."""
+    """Ten families, fewer documents than the card's table; the card's look-up share must not be
+    better than the truth.
+    """
     facts = json.loads((BASE / "training.json").read_text(encoding="utf-8"))["examined"][-1]
     measured = pretrain.examine(model, raw_tokenizer, count=30)
     assert facts["lookup"] >= 0.95
@@ -66,10 +70,17 @@ def test_our_chat_format_is_the_corpus_format_and_the_template(raw_tokenizer):
     from corpus.tokens import encode
 
     tokenizer = Tokenizer.from_pretrained(BASE)
-    document = [("user", "Who has the hat?"), ("assistant", "Mira"), ("user", "Since when?"), ("assistant", "today")]
+    document = [
+        ("user", "Who has the hat?"),
+        ("assistant", "Mira"),
+        ("user", "Since when?"),
+        ("assistant", "today"),
+    ]
     messages = [{"role": role, "content": text} for role, text in document]
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(BASE).apply_chat_template(messages, return_dict=False)
+    theirs = transformers.AutoTokenizer.from_pretrained(BASE).apply_chat_template(
+        messages, return_dict=False
+    )
     expected, _ = encode(raw_tokenizer, document)
     assert list(theirs) == expected
     from minilora.text import encode_example
@@ -98,19 +109,31 @@ def trained_tokens(raw_tokenizer):
     return seen
 
 
-# Pieces of words that only these prompts have ("growled", "yesterday"): the base reads them with an embedding it never trained.
+# Pieces of words that only these prompts have ("growled", "yesterday"): the base reads them with an
+# embedding it never trained.
 UNREAD = {"mood": {"Ġgrow", "Ġche", "Ġtre", "Ġsho", "Ġno", "Ġgood"}, "sums": {"terday", "Ġne"}}
 
 
 @pytest.mark.parametrize("task", ["extract", "mood", "style", "sums"])
 def test_every_token_of_an_answer_was_trained(task, raw_tokenizer, trained_tokens):
-    """Under LoRA embedding and head are frozen: what the base never wrote, no adapter can make it write. Of prompts up to 1 % is new to it."""
+    """Under LoRA embedding and head are frozen: what the base never wrote, no adapter can make it
+    write. Of prompts up to 1 % is new to it.
+    """
     used = {"prompt": Counter(), "response": Counter()}
     for split in ("train", "valid", "test"):
-        for line in (data_folder() / "tasks" / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (
+            (data_folder() / "tasks" / task / f"{split}.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        ):
             for part, counts in used.items():
                 counts.update(raw_tokenizer.encode(json.loads(line)[part]).ids)
-    new = {part: {raw_tokenizer.id_to_token(i): n for i, n in counts.items() if i not in trained_tokens} for part, counts in used.items()}
+    new = {
+        part: {
+            raw_tokenizer.id_to_token(i): n for i, n in counts.items() if i not in trained_tokens
+        }
+        for part, counts in used.items()
+    }
     assert new["response"] == {}
     assert set(new["prompt"]) == UNREAD.get(task, set())
     assert sum(new["prompt"].values()) <= 0.01 * used["prompt"].total()

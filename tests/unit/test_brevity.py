@@ -1,4 +1,6 @@
-"""The judge, the reward and the count behind lesson 09's preference, and the tables and adapters that the lesson shows."""
+"""The judge, the reward and the count behind lesson 09's preference, and the tables and adapters
+that the lesson shows.
+"""
 
 import json
 import sys
@@ -11,7 +13,8 @@ from minilora.files import data_folder
 from minilora.llama import Llama
 from minilora.text import Tokenizer
 
-sys.path.insert(0, str(data_folder().parent / "benchmarks"))  # its scripts import each other by their bare names
+# its scripts import each other by their bare names
+sys.path.insert(0, str(data_folder().parent / "benchmarks"))
 import adapters  # noqa: E402
 import mixing  # noqa: E402
 import preference as preferences  # noqa: E402
@@ -20,10 +23,21 @@ import short_runs  # noqa: E402
 SUM = {"prompt": "1 + 6?", "response": "7"}
 
 
-@pytest.mark.parametrize("answer, short, right", [
-    ("7", True, True), (" 7\n", True, True), ("8", True, False), ("17", True, False), (brevity.at_length("7"), False, True),
-    (brevity.at_length("8"), False, False), ("7 or 8", False, False), ("seven", False, False), ("", False, False), ("7 7", False, False),
-])
+@pytest.mark.parametrize(
+    "answer, short, right",
+    [
+        ("7", True, True),
+        (" 7\n", True, True),
+        ("8", True, False),
+        ("17", True, False),
+        (brevity.at_length("7"), False, True),
+        (brevity.at_length("8"), False, False),
+        ("7 or 8", False, False),
+        ("seven", False, False),
+        ("", False, False),
+        ("7 7", False, False),
+    ],
+)
 def test_short_and_right_are_two_things(answer, short, right):
     assert (brevity.is_short(answer), brevity.is_right(SUM, answer)) == (short, right)
     assert brevity.reward(SUM, answer) == float(short and right)
@@ -48,32 +62,51 @@ def test_the_shorter_of_two_answers_is_the_chosen_one(monkeypatch):
     said = {1: ["5", "seven", "9"], 2: ["fifty five", "7", "9"]}  # by draw
 
     def draw(model, tokenizer, prompts, seed, **more):
-        return [([1, *tokenizer.encode(text)], [-100, *tokenizer.encode(text)]) for text in said[seed // 10_000]]
+        return [
+            ([1, *tokenizer.encode(text)], [-100, *tokenizer.encode(text)])
+            for text in said[seed // 10_000]
+        ]
 
     monkeypatch.setattr(brevity, "sample_answers", draw)
     pairs = brevity.judged_pairs(None, tokenizer, [SUM] * 3)
-    told = [tuple(preference.answer_text(row, tokenizer) for row in (pair.chosen, pair.rejected)) for pair in pairs]
-    assert told == [("5", "fifty five"), ("7", "seven")]  # of two answers of one length none is preferred
+    told = [
+        tuple(preference.answer_text(row, tokenizer) for row in (pair.chosen, pair.rejected))
+        for pair in pairs
+    ]
+    # of two answers of one length none is preferred
+    assert told == [("5", "fifty five"), ("7", "seven")]
 
 
 def test_the_shipped_adapters_belong_to_the_base_and_do_their_tasks():
     book = json.loads((data_folder() / "adapters" / "adapters.json").read_text(encoding="utf-8"))
-    assert book["base"] == short_runs.fingerprint(), "made with another base; run benchmarks/adapters.py again"
+    assert book["base"] == short_runs.fingerprint(), (
+        "made with another base; run benchmarks/adapters.py again"
+    )
     assert [record["task"] for record in book["adapters"]] == list(adapters.ALL)
-    assert (data_folder() / "adapters" / "README.md").read_text(encoding="utf-8") == adapters.readme(book)
+    assert (data_folder() / "adapters" / "README.md").read_text(
+        encoding="utf-8"
+    ) == adapters.readme(book)
     least = {"extract": 0.85, "mood": 0.95, "style": 0.95, "sums": 0.95, "talkative": 0.9}
     model = Llama.from_pretrained(data_folder() / "base")
     for record in book["adapters"]:
-        assert record["hits"] / record["of"] >= least[record["task"]] and record["command"] == adapters.shown(record["task"], 0)
+        assert record["hits"] / record["of"] >= least[record["task"]] and record[
+            "command"
+        ] == adapters.shown(record["task"], 0)
         folder = data_folder() / "adapters" / record["task"]
-        assert sum((folder / name).stat().st_size for name in adapters.FILES) == record["bytes"] < 400_000
+        assert (
+            sum((folder / name).stat().st_size for name in adapters.FILES)
+            == record["bytes"]
+            < 400_000
+        )
         lora.load_adapter(model, folder, record["task"])
         assert lora.adapters(model)[record["task"]].base_model == "data/base"
 
 
 def test_the_shipped_adapters_load_in_peft():
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(data_folder() / "base", dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        data_folder() / "base", dtype=torch.float32
+    )
     ours, ids = Llama.from_pretrained(data_folder() / "base"), torch.arange(20, 40)[None]
     for name in adapters.ALL:
         folder = data_folder() / "adapters" / name
@@ -83,19 +116,29 @@ def test_the_shipped_adapters_load_in_peft():
             theirs.load_adapter(folder, adapter_name=name)
         theirs.set_adapter(name)
         with torch.no_grad():
-            torch.testing.assert_close(theirs(ids).logits, lora.load_adapter(ours, folder, name)(ids), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(
+                theirs(ids).logits, lora.load_adapter(ours, folder, name)(ids), rtol=1e-3, atol=1e-3
+            )
 
 
 def test_the_tables_of_the_lesson_are_whole_and_of_the_shipped_base():
     told = json.loads((short_runs.RESULTS / "sweep-mixing.json").read_text(encoding="utf-8"))
-    assert told["base"] == short_runs.fingerprint(), "made with another base; run benchmarks/mixing.py again"
-    assert [(" + ".join(run["adapters"]), run["seed"]) for run in told["runs"]] == [(pair, seed) for seed in mixing.SEEDS for pair in mixing.PAIRS]
+    assert told["base"] == short_runs.fingerprint(), (
+        "made with another base; run benchmarks/mixing.py again"
+    )
+    assert [(" + ".join(run["adapters"]), run["seed"]) for run in told["runs"]] == [
+        (pair, seed) for seed in mixing.SEEDS for pair in mixing.PAIRS
+    ]
     for run in told["runs"]:
         assert len(run["points"]) == len(run["answers"]) == len(mixing.WEIGHTS) ** 2
         assert all(0 <= hits <= run["asked"] for _, _, *right in run["points"] for hits in right)
     told = json.loads((short_runs.RESULTS / "sweep-preference.json").read_text(encoding="utf-8"))
-    assert told["base"] == short_runs.fingerprint(), "made with another base; run benchmarks/preference.py again"
-    assert len(told["runs"]) == sum(len(preferences.SEEDS) * len(betas) for betas in preferences.BETAS.values())
+    assert told["base"] == short_runs.fingerprint(), (
+        "made with another base; run benchmarks/preference.py again"
+    )
+    assert len(told["runs"]) == sum(
+        len(preferences.SEEDS) * len(betas) for betas in preferences.BETAS.values()
+    )
     assert all(len(run["records"]) == run["steps"] for run in told["runs"])
 
 

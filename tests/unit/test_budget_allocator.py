@@ -9,7 +9,9 @@ from minilora.errors import MiniloraError
 
 
 def played(*sizes: int, **options):
-    """Peaks of allocations (positive) and frees (−i frees the i-th allocation, counted from 1), without workspaces."""
+    """Peaks of allocations (positive) and frees (−i frees the i-th allocation, counted from 1),
+    without workspaces.
+    """
     events, made = [], []
     for size in sizes:
         if size > 0:
@@ -20,10 +22,18 @@ def played(*sizes: int, **options):
     return replay(events, **options)
 
 
-@pytest.mark.parametrize("size, segment", [
-    (512, 2 * MIB), (MIB, 2 * MIB), (MIB + 512, 20 * MIB), (10 * MIB - 512, 20 * MIB), (10 * MIB, 10 * MIB),
-    (10 * MIB + 512, 12 * MIB), (64 * MIB, 64 * MIB),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, segment",
+    [
+        (512, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 512, 20 * MIB),
+        (10 * MIB - 512, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (10 * MIB + 512, 12 * MIB),
+        (64 * MIB, 64 * MIB),
+    ],
+)
 def test_segments_are_of_the_sizes_that_cuda_is_asked_for(size, segment):
     assert segment_size(size) == segment
     assert played(size).reserved == segment
@@ -50,7 +60,8 @@ def test_a_middle_block_leaves_the_rest_of_20_MiB_to_the_next():
 
 
 def test_a_rest_of_1_MiB_or_less_is_not_split_off_and_counts_as_allocated():
-    assert played(19 * MIB).allocated == 20 * MIB  # rounded to 20 MiB in its own segment, 1 MiB stays with it
+    # rounded to 20 MiB in its own segment, 1 MiB stays with it
+    assert played(19 * MIB).allocated == 20 * MIB
     assert played(12 * MIB, -1, 11 * MIB).allocated == 12 * MIB
     assert played(12 * MIB, -1, 11 * MIB).segments == 1
     found = Allocator()
@@ -58,7 +69,8 @@ def test_a_rest_of_1_MiB_or_less_is_not_split_off_and_counts_as_allocated():
     assert found.take(11 * MIB).size == 12 * MIB and found.take(1).size == 512
     found = Allocator()
     found.release(found.take(12 * MIB))
-    assert found.take(11 * MIB - 512).size == 11 * MIB - 512  # 1 MiB + 512 is worth a block of its own
+    # 1 MiB + 512 is worth a block of its own
+    assert found.take(11 * MIB - 512).size == 11 * MIB - 512
 
 
 def test_the_smallest_block_that_fits_is_taken():
@@ -92,7 +104,8 @@ def test_freed_memory_stays_reserved_until_the_card_is_full():
 
 def test_fragments_can_fail_what_their_sum_would_hold():
     sizes = [30 * MIB, 30 * MIB, 30 * MIB, -1, -3, 40 * MIB]
-    assert played(*sizes, capacity=90 * MIB).failed is None  # whole segments go back: 30 stands, 40 fits
+    # whole segments go back: 30 stands, 40 fits
+    assert played(*sizes, capacity=90 * MIB).failed is None
     held = [30 * MIB, -1, 12 * MIB, 50 * MIB, -2]  # 12 is cut from the 30
     assert played(*held[:3], 60 * MIB, capacity=80 * MIB).failed == 60 * MIB
 
@@ -118,7 +131,9 @@ def test_nothing_is_lost_in_a_long_random_life():
             held.append(allocator.take(int(2 ** dice.uniform(0, 26))))
         free = sum(size for pool in allocator.pools.values() for size, _ in pool)
         assert allocator.allocated == sum(block.size for block in held) == allocator.reserved - free
-    spans = sorted((block.address, block.address + block.size) for block in [*held, *allocator.blocks.values()])
+    spans = sorted(
+        (block.address, block.address + block.size) for block in [*held, *allocator.blocks.values()]
+    )
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
     while held:
         allocator.release(held.pop())

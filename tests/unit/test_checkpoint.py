@@ -1,4 +1,6 @@
-"""Llama folders in and out: both of transformers' layouts, shards, dtypes, and every way a folder can be wrong."""
+"""Llama folders in and out: both of transformers' layouts, shards, dtypes, and every way a folder
+can be wrong.
+"""
 
 import json
 import shutil
@@ -12,11 +14,24 @@ from minilora.errors import MiniloraError
 from minilora.llama import Config, Llama
 
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }
 SMALL = dict(
-    vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=64, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
 )
 IDS = torch.arange(3, 24).view(1, -1)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -54,7 +69,9 @@ def test_ours_to_transformers_and_back(tmp_path, dtype, tied):
     transformers = pytest.importorskip("transformers")
     ours = make(tie_word_embeddings=tied, rope_scaling=LLAMA3, attention_bias=True).to(dtype)
     ours.save_pretrained(tmp_path / "a")
-    theirs, report = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
+    theirs, report = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path / "a", output_loading_info=True
+    )
     assert theirs.dtype == dtype
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert (logits(theirs) - logits(ours)).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02)
@@ -82,9 +99,14 @@ def test_our_shards_are_read_by_both_and_leave_no_old_file(tmp_path):
     first.save_pretrained(tmp_path)
     second.save_pretrained(tmp_path, max_shard_bytes=10_000)
     assert not (tmp_path / SINGLE).exists() and len(list(tmp_path.glob("model-*-of-*"))) > 2
-    assert max(sum(t.nbytes for t in load_file(f).values()) for f in tmp_path.glob("model-*")) <= 10_000
+    assert (
+        max(sum(t.nbytes for t in load_file(f).values()) for f in tmp_path.glob("model-*"))
+        <= 10_000
+    )
     assert torch.equal(logits(Llama.from_pretrained(tmp_path)), logits(second))
-    assert (logits(transformers.LlamaForCausalLM.from_pretrained(tmp_path)) - logits(second)).abs().max() <= 1e-5
+    assert (
+        logits(transformers.LlamaForCausalLM.from_pretrained(tmp_path)) - logits(second)
+    ).abs().max() <= 1e-5
     first.save_pretrained(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", SINGLE]
     assert torch.equal(logits(Llama.from_pretrained(tmp_path)), logits(first))
@@ -107,7 +129,10 @@ def test_a_copy_of_the_tied_embedding_and_old_rope_buffers_are_accepted(tmp_path
     model = make(tie_word_embeddings=True)
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / SINGLE)
-    extra = {"lm_head.weight": state["model.embed_tokens.weight"].clone(), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    extra = {
+        "lm_head.weight": state["model.embed_tokens.weight"].clone(),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
     save_file(state | extra, tmp_path / SINGLE)
     assert torch.equal(logits(Llama.from_pretrained(tmp_path)), logits(model))
     save_file(state | {"lm_head.weight": extra["lm_head.weight"] + 1}, tmp_path / SINGLE)
@@ -120,31 +145,77 @@ def test_a_copy_of_the_tied_embedding_and_old_rope_buffers_are_accepted(tmp_path
 
 PUBLISHED = {
     "Llama 2 7B": dict(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5, rope_scaling=None, tie_word_embeddings=False,
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        rope_scaling=None,
+        tie_word_embeddings=False,
     ),
     "Llama 3.2 1B": dict(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64, max_position_embeddings=131072, rms_norm_eps=1e-5, rope_theta=500000.0,
-        rope_scaling={"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
-        tie_word_embeddings=True, bos_token_id=128000, eos_token_id=[128001, 128008, 128009],
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        rope_scaling={
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        tie_word_embeddings=True,
+        bos_token_id=128000,
+        eos_token_id=[128001, 128008, 128009],
     ),
     "TinyLlama 1.1B": dict(
-        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-        num_key_value_heads=4, max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
     ),
     "SmolLM2 135M": dict(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000, tie_word_embeddings=True,
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_theta=100000,
+        tie_word_embeddings=True,
     ),
 }
-COUNTS = {"Llama 2 7B": 6_738_415_616, "Llama 3.2 1B": 1_235_814_400, "TinyLlama 1.1B": 1_100_048_384, "SmolLM2 135M": 134_515_008}
+COUNTS = {
+    "Llama 2 7B": 6_738_415_616,
+    "Llama 3.2 1B": 1_235_814_400,
+    "TinyLlama 1.1B": 1_100_048_384,
+    "SmolLM2 135M": 134_515_008,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_have_their_parameter_counts(name):
     with torch.device("meta"):
-        model = Llama(Config.from_hf(PUBLISHED[name] | {"model_type": "llama", "hidden_act": "silu"}))
+        model = Llama(
+            Config.from_hf(PUBLISHED[name] | {"model_type": "llama", "hidden_act": "silu"})
+        )
     assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[name]
 
 
@@ -162,7 +233,9 @@ def test_both_config_layouts_are_read_alike_and_written_for_both(name):
 
 
 def test_the_old_name_of_the_rope_type_is_read():
-    assert Config.from_hf(SMALL | {"rope_scaling": {"type": "linear", "factor": 2.0}}).rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    assert Config.from_hf(
+        SMALL | {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    ).rope_scaling == {"rope_type": "linear", "factor": 2.0}
 
 
 # everything that can be wrong: one line that names the place and the remedy
@@ -189,9 +262,14 @@ def test_missing_folder_and_hub_name(tmp_path):
 @pytest.mark.parametrize(
     "change, word",
     [
-        (dict(model_type="mistral"), "'mistral'"), (dict(hidden_act="gelu"), "'gelu'"), (dict(vocab_size="DROP"), "vocab_size missing"),
-        (dict(hidden_size="32"), "hidden_size is '32'"), (dict(num_key_value_heads=3), "no multiple"), (dict(head_dim=7), "head_dim is 7"),
-        (dict(num_hidden_layers=0), "num_hidden_layers is 0"), (dict(rope_scaling={"rope_type": "yarn", "factor": 2}), "'yarn'"),
+        (dict(model_type="mistral"), "'mistral'"),
+        (dict(hidden_act="gelu"), "'gelu'"),
+        (dict(vocab_size="DROP"), "vocab_size missing"),
+        (dict(hidden_size="32"), "hidden_size is '32'"),
+        (dict(num_key_value_heads=3), "no multiple"),
+        (dict(head_dim=7), "head_dim is 7"),
+        (dict(num_hidden_layers=0), "num_hidden_layers is 0"),
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 2}), "'yarn'"),
         (dict(rope_scaling={"rope_type": "llama3", "factor": 2}), "low_freq_factor"),
         (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantized (bitsandbytes)"),
     ],
@@ -235,7 +313,9 @@ def test_weights_that_are_not_finite(folder, value):
     state["model.norm.weight"][3] = value
     save_file(state, folder / SINGLE)
     message = refusal(folder)
-    assert "model.norm.weight holds 1 NaN or infinite" in message and str(folder / SINGLE) in message
+    assert (
+        "model.norm.weight holds 1 NaN or infinite" in message and str(folder / SINGLE) in message
+    )
 
 
 def test_weights_too_large_for_fp16(folder):

@@ -19,7 +19,9 @@ def text_of(document):
 
 
 def read(task, split):
-    lines = (data_folder() / "tasks" / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (data_folder() / "tasks" / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     return [json.loads(line) for line in lines]
 
 
@@ -49,14 +51,23 @@ def test_the_shipped_files_are_what_the_generator_writes(task, split):
     assert shipped[:100] == tasks.examples(task, split, 100)
 
 
-PERSON = re.compile(rf"(?:{'|'.join(names.STARTS)})(?:{'|'.join(names.MIDDLES)})?(?:{'|'.join(names.ENDS)})")
-PLAIN_WORDS = {"June", "July", "Later", "One", "Sugar"}  # begin a sentence or name a month, and look like syllables of a person
+PERSON = re.compile(
+    rf"(?:{'|'.join(names.STARTS)})(?:{'|'.join(names.MIDDLES)})?(?:{'|'.join(names.ENDS)})"
+)
+# begin a sentence or name a month, and look like syllables of a person
+PLAIN_WORDS = {"June", "July", "Later", "One", "Sugar"}
 SPLITS = ("train", "valid", "test")
 
 
 def people(examples):
-    """Every name in prompts and responses, whoever it is: the one asked for, the others, the one that an aside names."""
-    words = {word for e in examples for word in re.findall(r"\b[A-Z][a-z]+\b", e["prompt"] + " " + e["response"])}
+    """Every name in prompts and responses, whoever it is: the one asked for, the others, the one
+    that an aside names.
+    """
+    words = {
+        word
+        for e in examples
+        for word in re.findall(r"\b[A-Z][a-z]+\b", e["prompt"] + " " + e["response"])
+    }
     return {word for word in words if PERSON.fullmatch(word)} - PLAIN_WORDS
 
 
@@ -73,7 +84,12 @@ def test_no_prompt_stands_in_two_parts_but_two_sums_without_a_name(task):
     """And no answer either, where answers are not labels or small numbers."""
     parts = {split: read(task, split) for split in SPLITS}
     line_in_train = {e["prompt"]: line for line, e in enumerate(parts["train"], 1)}
-    twice = [(split, line, line_in_train[e["prompt"]]) for split in SPLITS[1:] for line, e in enumerate(parts[split], 1) if e["prompt"] in line_in_train]
+    twice = [
+        (split, line, line_in_train[e["prompt"]])
+        for split in SPLITS[1:]
+        for line, e in enumerate(parts[split], 1)
+        if e["prompt"] in line_in_train
+    ]
     assert twice == ([("valid", 144, 468), ("test", 147, 1044)] if task == "sums" else [])
     assert not {e["prompt"] for e in parts["valid"]} & {e["prompt"] for e in parts["test"]}
     if task in ("extract", "style"):
@@ -86,20 +102,32 @@ def test_what_the_cards_name_was_never_in_train(split):
     seen = "\n".join(e["prompt"] + e["response"] for e in read("extract", "train"))
     for example in read("extract", split):
         for entity in json.loads(example["response"]).values():
-            bare = re.fullmatch(r"the [a-z]+", entity)  # a plain word such as "the mill" may stand anywhere
-            assert bare or entity not in seen or not re.search(rf"\b{re.escape(entity)}\b", seen), entity
+            # a plain word such as "the mill" may stand anywhere
+            bare = re.fullmatch(r"the [a-z]+", entity)
+            assert bare or entity not in seen or not re.search(rf"\b{re.escape(entity)}\b", seen), (
+                entity
+            )
 
 
 def test_a_name_belongs_to_one_part():
     for part in ("base", "train", "valid", "test"):
         from random import Random
 
-        assert all(names.part(n) == part for n in names.distinct(names.person, 20, Random(0), lambda w: names.part(w) == part))
+        assert all(
+            names.part(n) == part
+            for n in names.distinct(names.person, 20, Random(0), lambda w: names.part(w) == part)
+        )
 
 
 def test_the_tasks_are_not_in_the_pretraining_text():
     text = "\n".join(text_of(d) for _, d in islice(families.documents(0), 5000))
-    for phrase in ("Fill in the card", "How does it end", "like a pirate", "are left?", "have now?"):
+    for phrase in (
+        "Fill in the card",
+        "How does it end",
+        "like a pirate",
+        "are left?",
+        "have now?",
+    ):
         assert phrase not in text
 
 

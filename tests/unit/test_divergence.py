@@ -12,8 +12,16 @@ from minilora.llama import Config, Llama
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-    return Llama(Config(vocab_size=37, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, **sizes)).eval()
+    sizes = dict(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    return Llama(
+        Config(vocab_size=37, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, **sizes)
+    ).eval()
 
 
 def test_kl_is_torchs():

@@ -39,10 +39,21 @@ def test_lines_differ_by_dash_and_by_name_not_by_colour_alone():
     root = _parsed(svg.lines({f"s{i}": ([0, 1], [i, i + 1]) for i in range(8)}, mark=(0.5, 3)))
     drawn = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
     assert len({line.get("stroke-dasharray") for line in drawn}) == 8
-    assert {f"s{i}" for i in range(8)} <= {t.text for t in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {f"s{i}" for i in range(8)} <= {
+        t.text for t in root.iter("{http://www.w3.org/2000/svg}text")
+    }
 
 
-@pytest.mark.parametrize("series", [{}, {"a": ([], [])}, {"a": ([1], [1])}, {"a": ([0, 1], [float("nan"), 2])}, {"a": ([1, 1], [2, 2])}])
+@pytest.mark.parametrize(
+    "series",
+    [
+        {},
+        {"a": ([], [])},
+        {"a": ([1], [1])},
+        {"a": ([0, 1], [float("nan"), 2])},
+        {"a": ([1, 1], [2, 2])},
+    ],
+)
 def test_lines_survive_odd_series(series):
     markup = svg.lines(series)
     _parsed(markup)
@@ -51,7 +62,11 @@ def test_lines_survive_odd_series(series):
 
 def test_labels_at_the_ends_of_lines_do_not_collide():
     root = _parsed(svg.lines({f"s{i}": ([0, 1], [0, 1]) for i in range(5)}))
-    rows = sorted(float(t.get("y")) for t in root.iter("{http://www.w3.org/2000/svg}text") if (t.text or "").startswith("s"))
+    rows = sorted(
+        float(t.get("y"))
+        for t in root.iter("{http://www.w3.org/2000/svg}text")
+        if (t.text or "").startswith("s")
+    )
     assert all(b - a >= 14 for a, b in zip(rows, rows[1:]))
 
 
@@ -61,7 +76,12 @@ def test_a_grid_writes_every_number_in_readable_ink():
     inks = [t for t in root.iter("{http://www.w3.org/2000/svg}text") if t.text != "W"]
     assert len(cells) == len(inks) == 24
     for cell, ink in zip(cells, inks):
-        assert _contrast(_rgb(cell.get("fill")), (0, 0, 0) if ink.get("fill") == "#000" else (255, 255, 255)) >= 4.5
+        assert (
+            _contrast(
+                _rgb(cell.get("fill")), (0, 0, 0) if ink.get("fill") == "#000" else (255, 255, 255)
+            )
+            >= 4.5
+        )
 
 
 def _rgb(text: str) -> tuple:
@@ -70,8 +90,12 @@ def _rgb(text: str) -> tuple:
 
 def _contrast(first: tuple, second: tuple) -> float:
     """WCAG 2 contrast ratio of two sRGB colours."""
+
     def light(colour):
-        linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+        linear = [
+            c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4
+            for c in colour
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     high, low = sorted((light(first), light(second)), reverse=True)
@@ -83,7 +107,11 @@ def test_plain_text_takes_the_pages_colour():
 
 
 def test_the_plain_colour_map_grows_lighter_all_along():
-    light = palette.colours(np.linspace(0, 1, 64), 0, 1, "plain").astype(float) @ [0.2126, 0.7152, 0.0722]
+    light = palette.colours(np.linspace(0, 1, 64), 0, 1, "plain").astype(float) @ [
+        0.2126,
+        0.7152,
+        0.0722,
+    ]
     assert (np.diff(light) >= -0.6).all() and light[-1] - light[0] > 150
 
 
@@ -102,9 +130,15 @@ def test_a_matrix_becomes_a_png_with_a_description():
 
 
 def _explorer() -> Explorer:
-    return Explorer("size", lambda rank, kind: rank, lambda n: (f"{n} < 3 & so on", svg.bars([n], ["n"])), [
-        Slider("rank", range(1, 5), 2, "rank r"), Slider("kind", ["nf4", "int4"], "nf4"),
-    ])
+    return Explorer(
+        "size",
+        lambda rank, kind: rank,
+        lambda n: (f"{n} < 3 & so on", svg.bars([n], ["n"])),
+        [
+            Slider("rank", range(1, 5), 2, "rank r"),
+            Slider("kind", ["nf4", "int4"], "nf4"),
+        ],
+    )
 
 
 def test_a_view_says_its_state_to_machines_and_to_ears():
@@ -116,14 +150,24 @@ def test_a_view_says_its_state_to_machines_and_to_ears():
 
 def test_states_cover_every_position_of_every_slider():
     states = list(_explorer().states())
-    assert {s["rank"] for s in states} == {1, 2, 3, 4} and {s["kind"] for s in states} == {"nf4", "int4"}
+    assert {s["rank"] for s in states} == {1, 2, 3, 4} and {s["kind"] for s in states} == {
+        "nf4",
+        "int4",
+    }
     assert {"rank": 4, "kind": "int4"} in states
 
 
-@pytest.mark.parametrize("values, start, kind", [
-    (range(1, 9), 2, "IntSlider"), ([2, 4, 6], 4, "IntSlider"), ([0.0, 0.1, 0.2, 0.3], 0.1, "FloatSlider"),
-    ([1, 2, 4, 8], 4, "SelectionSlider"), (["q", "v"], "q", "SelectionSlider"), ([5], 5, "SelectionSlider"),
-])
+@pytest.mark.parametrize(
+    "values, start, kind",
+    [
+        (range(1, 9), 2, "IntSlider"),
+        ([2, 4, 6], 4, "IntSlider"),
+        ([0.0, 0.1, 0.2, 0.3], 0.1, "FloatSlider"),
+        ([1, 2, 4, 8], 4, "SelectionSlider"),
+        (["q", "v"], "q", "SelectionSlider"),
+        ([5], 5, "SelectionSlider"),
+    ],
+)
 def test_the_control_fits_the_positions(values, start, kind):
     control = Slider("x", values, start).widget()
     assert type(control).__name__ == kind and control.value == start
@@ -144,7 +188,12 @@ def test_moving_a_slider_redraws_the_one_picture():
 
 
 def test_a_float_slider_snaps_to_its_positions():
-    explorer = Explorer("f", lambda rate: rate, lambda rate: (f"{rate!r}", "<svg></svg>"), [Slider("rate", [0.0, 0.1, 0.2, 0.3], 0.1)])
+    explorer = Explorer(
+        "f",
+        lambda rate: rate,
+        lambda rate: (f"{rate!r}", "<svg></svg>"),
+        [Slider("rate", [0.0, 0.1, 0.2, 0.3], 0.1)],
+    )
     control, shown = explorer.show().children
     control.value = 0.1 + 0.2
     assert 'data-rate="0.3"' in shown.value

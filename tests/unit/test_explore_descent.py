@@ -1,4 +1,6 @@
-"""The numbers behind the sliders of lesson 01: a real surface, a real walk on it, and the limit that is predicted."""
+"""The numbers behind the sliders of lesson 01: a real surface, a real walk on it, and the limit
+that is predicted.
+"""
 
 import re
 
@@ -11,7 +13,9 @@ from minilora.explore import descent
 def test_the_gradient_is_the_slope_of_the_loss():
     X, y = descent.data()
     p, nudge = np.array([0.3, -1.2]), 1e-6
-    by_nudging = [(descent.loss(p + nudge * e) - descent.loss(p - nudge * e)) / (2 * nudge) for e in np.eye(2)]
+    by_nudging = [
+        (descent.loss(p + nudge * e) - descent.loss(p - nudge * e)) / (2 * nudge) for e in np.eye(2)
+    ]
     assert descent.gradient(p, X, y) == pytest.approx(by_nudging, rel=1e-6)
 
 
@@ -44,9 +48,17 @@ def test_a_round_uses_every_point_once_and_is_right_on_average(batch):
     assert mean == pytest.approx(descent.gradient(descent.START, X, y), rel=1e-9)
 
 
-@pytest.mark.parametrize("rate, batch, word", [
-    (0.4, 64, "diverges"), (0.38, 64, "on its way"), (0.2, 64, "arrived"), (0.01, 64, "on its way"), (0.1, 4, "noise"), (0.45, 1, "diverges"),
-])
+@pytest.mark.parametrize(
+    "rate, batch, word",
+    [
+        (0.4, 64, "diverges"),
+        (0.38, 64, "on its way"),
+        (0.2, 64, "arrived"),
+        (0.01, 64, "on its way"),
+        (0.1, 4, "noise"),
+        (0.45, 1, "diverges"),
+    ],
+)
 def test_the_words_say_what_happens(rate, batch, word):
     label, picture = descent.render(descent.compute(rate, batch))
     assert word in label and picture.count("<svg") == 1
@@ -55,14 +67,24 @@ def test_the_words_say_what_happens(rate, batch, word):
 @pytest.mark.parametrize("height", descent.LEVELS)
 def test_level_lines_lie_on_their_level(height):
     line = descent.level(height)
-    assert descent.loss(line) - descent.loss(descent.surface()[0]) == pytest.approx(height, rel=1e-9)
+    assert descent.loss(line) - descent.loss(descent.surface()[0]) == pytest.approx(
+        height, rel=1e-9
+    )
     assert np.ptp(line, axis=0).min() > 0
 
 
-@pytest.mark.parametrize("p, q, part", [
-    ((0, 0), (1, 1), (0, 1)), ((0, 0), (8, 0), (0, 0.5)), ((-4, 0), (8, 0), (1 / 6, 2 / 3)), ((0, 0), (0, -5), (0, 0.5)),
-    ((0, 5), (1, 5), None), ((5, 0), (5, 1), None), ((3, 6), (8, 0), None),
-])
+@pytest.mark.parametrize(
+    "p, q, part",
+    [
+        ((0, 0), (1, 1), (0, 1)),
+        ((0, 0), (8, 0), (0, 0.5)),
+        ((-4, 0), (8, 0), (1 / 6, 2 / 3)),
+        ((0, 0), (0, -5), (0, 0.5)),
+        ((0, 5), (1, 5), None),
+        ((5, 0), (5, 1), None),
+        ((3, 6), (8, 0), None),
+    ],
+)
 def test_a_segment_is_cut_at_the_frame(p, q, part):
     found = descent._inside(np.array(p, dtype=float), np.array(q, dtype=float))
     assert found is None if part is None else found == pytest.approx(part)

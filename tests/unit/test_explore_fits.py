@@ -23,19 +23,32 @@ def test_a_split_holds_its_share_and_what_stays_whole(method, bits):
     needs = [sum(fits.share(told, card, count).values()) for count in fits.COUNTS]
     assert needs == sorted(needs, reverse=True)
     one, many = fits.share(told, card, 1), fits.share(told, card, 64)
-    assert many["weights"] == pytest.approx(one["weights"] / 64) and many["optimizer states"] == pytest.approx(one["optimizer states"] / 64)
-    layer = told.setup.shape.linear_parameters / told.setup.shape.layers * {"4": 0.5, "8": 1, "16": 2, "32": 4, "32 + 16": 4}[bits]
-    assert many["activations and temporaries"] >= layer * (2 if method == "full fine-tuning" else 1)  # a layer, and its gradient where it trains
-    assert one["gradients"] == pytest.approx(told.parts["gradients"].bytes if told.setup.whole else one["gradients"])
+    assert many["weights"] == pytest.approx(one["weights"] / 64) and many[
+        "optimizer states"
+    ] == pytest.approx(one["optimizer states"] / 64)
+    layer = (
+        told.setup.shape.linear_parameters
+        / told.setup.shape.layers
+        * {"4": 0.5, "8": 1, "16": 2, "32": 4, "32 + 16": 4}[bits]
+    )
+    # a layer, and its gradient where it trains
+    assert many["activations and temporaries"] >= layer * (2 if method == "full fine-tuning" else 1)
+    assert one["gradients"] == pytest.approx(
+        told.parts["gradients"].bytes if told.setup.whole else one["gradients"]
+    )
 
 
 def test_sixteen_bytes_a_parameter_on_four_cards():
-    """Full fine-tuning in fp32 splits 16 bytes a parameter evenly, and Llama-2-70B does not fit four cards of 80 GB."""
+    """Full fine-tuning in fp32 splits 16 bytes a parameter evenly, and Llama-2-70B does not fit
+    four cards of 80 GB.
+    """
     told = estimate("llama-2-70b", method="full", foreach=False)
     parts = fits.share(told, catalog.gpu("A100 80"), 4)
     state = sum(parts[name] for name in ("weights", "gradients", "optimizer states"))
     assert state == pytest.approx(4 * told.parameters, rel=1e-3)
-    label, picture = fits.render(fits.compute("llama-2-70b", "32", "full fine-tuning", "A100 80", 4))
+    label, picture = fits.render(
+        fits.compute("llama-2-70b", "32", "full fine-tuning", "A100 80", 4)
+    )
     assert "does not fit" in label and "✗ 28" in picture
 
 
@@ -45,7 +58,9 @@ def test_what_cannot_be_trained_is_said():
     assert not fits.suffices("smollm2-360m", "4", "full fine-tuning", "B200", 64)
     label, picture = fits.render(fits.compute("llama-2-7b", "4", "LoRA", "T4", 1))
     assert "it fits" in label and "✓" in picture
-    assert fits.suffices("llama-2-7b", "4", "LoRA", "T4") and not fits.suffices("llama-2-13b", "16", "LoRA", "T4")
+    assert fits.suffices("llama-2-7b", "4", "LoRA", "T4") and not fits.suffices(
+        "llama-2-13b", "16", "LoRA", "T4"
+    )
 
 
 def test_a_gathered_layer_is_its_weights_and_its_gradient_where_it_trains():

@@ -26,7 +26,11 @@ def test_the_first_step_is_that_of_adam():
 
     x, G, W = (torch.tensor(t, dtype=torch.float64) for t in alpha.observed())
     r = 5
-    A = torch.tensor(np.random.default_rng(0).uniform(-1, 1, size=(64, x.shape[1])).astype(np.float32) / x.shape[1] ** 0.5, dtype=torch.float64)[:r]
+    A = torch.tensor(
+        np.random.default_rng(0).uniform(-1, 1, size=(64, x.shape[1])).astype(np.float32)
+        / x.shape[1] ** 0.5,
+        dtype=torch.float64,
+    )[:r]
     B = torch.nn.Parameter(torch.zeros(W.shape[0], r, dtype=torch.float64))
     optimizer = torch.optim.Adam([B], lr=alpha.LR, eps=1e-30)
     ((x @ A.T) @ B.T * G).sum().backward()

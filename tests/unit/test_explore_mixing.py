@@ -12,8 +12,12 @@ def test_scores_are_the_tables_by_hand():
     runs = [run for run in mixing.table()["runs"] if run["adapters"] == ["mood", "style"]]
     found = mixing.scores("mood + style")
     for place in ((0.5, 1.0), (0.0, 0.25)):
-        points = [next(point for point in run["points"] if tuple(point[:2]) == place) for run in runs]
-        assert found[place] == tuple([100 * point[2 + k] / run["asked"] for point, run in zip(points, runs)] for k in (0, 1))
+        points = [
+            next(point for point in run["points"] if tuple(point[:2]) == place) for run in runs
+        ]
+        assert found[place] == tuple(
+            [100 * point[2 + k] / run["asked"] for point, run in zip(points, runs)] for k in (0, 1)
+        )
     assert len(runs) == 3 and set(found) == {(a, b) for a in mixing.WEIGHTS for b in mixing.WEIGHTS}
 
 
@@ -25,9 +29,15 @@ def test_an_adapter_alone_does_its_task_and_not_the_other():
 
 
 def test_the_label_tells_mean_and_spread():
-    found = {**mixing.compute("mood + sums", 0.5, 0.25), "scores": {(0.5, 0.25): ([20.0, 40.0, 30.0], [0.0, 0.0, 6.0])}}
+    found = {
+        **mixing.compute("mood + sums", 0.5, 0.25),
+        "scores": {(0.5, 0.25): ([20.0, 40.0, 30.0], [0.0, 0.0, 6.0])},
+    }
     label, picture = mixing.render(found)
-    assert label == "mood at weight 0.5: 30 % right (20 to 40); sums at weight 0.25: 2 % right (0 to 6)."
+    assert (
+        label
+        == "mood at weight 0.5: 30 % right (20 to 40); sums at weight 0.25: 2 % right (0 to 6)."
+    )
     assert picture.count("percent right, by weight of mood") == 2 and "mood, wanted" in picture
 
 

@@ -1,4 +1,6 @@
-"""The numbers behind the sliders of lesson 02: the base's own distribution, cut and drawn from as `generate` does."""
+"""The numbers behind the sliders of lesson 02: the base's own distribution, cut and drawn from as
+`generate` does.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,13 @@ def test_the_distribution_is_the_models():
 
     tokenizer = Tokenizer.from_pretrained(data_folder() / "base")
     with torch.no_grad():
-        logits = Llama.from_pretrained(data_folder() / "base")(torch.tensor([tokenizer.encode(nexttoken.PROMPT, bos=True)]))[0, -1].double().numpy()
+        logits = (
+            Llama.from_pretrained(data_folder() / "base")(
+                torch.tensor([tokenizer.encode(nexttoken.PROMPT, bos=True)])
+            )[0, -1]
+            .double()
+            .numpy()
+        )
     p = np.sort(np.exp(logits / 0.7) / np.exp(logits / 0.7).sum())[::-1]
     found = nexttoken.compute(0.7, "all")
     assert found["p"] == pytest.approx(p, abs=1e-6)
@@ -31,7 +39,9 @@ def test_only_the_top_k_are_left_and_sum_to_one(top_k):
 
 def test_a_higher_temperature_widens_the_choice():
     choices = [nexttoken.compute(t, "all")["choices"] for t in (0.1, 0.5, 1.0, 2.0, 3.0)]
-    assert choices == sorted(choices) and 1 <= choices[0] < choices[-1] < len(nexttoken.observed()[0])
+    assert choices == sorted(choices) and 1 <= choices[0] < choices[-1] < len(
+        nexttoken.observed()[0]
+    )
 
 
 def test_equally_likely_tokens_count_fully():
@@ -51,4 +61,7 @@ def test_draws_fall_as_often_as_is_likely(monkeypatch):
 def test_the_words_say_what_is_left():
     assert "only the likeliest stays" in nexttoken.render(nexttoken.compute(1.0, 1))[0]
     assert "the 5 likeliest stay" in nexttoken.render(nexttoken.compute(1.0, 5))[0]
-    assert f"all {len(nexttoken.observed()[0]):,} tokens stay" in nexttoken.render(nexttoken.compute(1.0, "all"))[0]
+    assert (
+        f"all {len(nexttoken.observed()[0]):,} tokens stay"
+        in nexttoken.render(nexttoken.compute(1.0, "all"))[0]
+    )

@@ -39,9 +39,17 @@ def test_a_missing_sample_is_named(monkeypatch):
 @pytest.mark.parametrize("rank", [1, 20, 150])
 def test_the_error_shown_is_the_one_foretold(rank):
     found, shot = photo.compute(rank), photograph.photograph()
-    assert np.allclose(found["near"], lowrank.truncate(shot, rank)) and np.linalg.matrix_rank(found["near"]) == rank
-    assert found["error"] == pytest.approx(lowrank.predicted_error(shot, rank) / np.linalg.norm(shot), rel=1e-9)
-    assert found["foretold"] == pytest.approx(found["error"], rel=1e-9) and found["numbers"] == 556 * rank
+    assert (
+        np.allclose(found["near"], lowrank.truncate(shot, rank))
+        and np.linalg.matrix_rank(found["near"]) == rank
+    )
+    assert found["error"] == pytest.approx(
+        lowrank.predicted_error(shot, rank) / np.linalg.norm(shot), rel=1e-9
+    )
+    assert (
+        found["foretold"] == pytest.approx(found["error"], rel=1e-9)
+        and found["numbers"] == 556 * rank
+    )
 
 
 def test_the_picture_shown_is_the_approximation():
@@ -52,11 +60,19 @@ def test_the_picture_shown_is_the_approximation():
 
 
 def test_the_pictures_say_when_nothing_is_saved():
-    assert "nothing is saved" not in photo.render(photo.compute(138))[0] and "nothing is saved" in photo.render(photo.compute(139))[0]
-    said = {rank: matrix_size.render(matrix_size.compute(100, 100, rank))[0] for rank in (2, 50, 51)}
+    assert (
+        "nothing is saved" not in photo.render(photo.compute(138))[0]
+        and "nothing is saved" in photo.render(photo.compute(139))[0]
+    )
+    said = {
+        rank: matrix_size.render(matrix_size.compute(100, 100, rank))[0] for rank in (2, 50, 51)
+    }
     assert "= 400 numbers instead of 10,000, 96.0 % fewer" in said[2]
     assert "just as many" in said[50] and "2.0 % more: nothing is saved" in said[51]
-    assert "(rank 64 is more than such a matrix can have)" in matrix_size.render(matrix_size.compute(10, 4096, 64))[0]
+    assert (
+        "(rank 64 is more than such a matrix can have)"
+        in matrix_size.render(matrix_size.compute(10, 4096, 64))[0]
+    )
 
 
 def test_twice_the_side_is_half_the_share():

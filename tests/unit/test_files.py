@@ -31,7 +31,10 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_text("half")
         1 / 0
-    with pytest.raises(MiniloraError, match="cannot write .*file.txt: No space left"), atomic_write(path) as temporary:
+    with (
+        pytest.raises(MiniloraError, match="cannot write .*file.txt: No space left"),
+        atomic_write(path) as temporary,
+    ):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
@@ -47,7 +50,9 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     with atomic_folder(path) as temporary:
         (temporary / "b").write_text("2")
         assert (path / "b").read_text() == "1"
-    assert [(path / name).read_text() for name in "ab"] == ["1", "2"] and names(tmp_path) == ["state"]
+    assert [(path / name).read_text() for name in "ab"] == ["1", "2"] and names(tmp_path) == [
+        "state"
+    ]
 
 
 def test_a_folder_whose_block_fails_leaves_no_trace(tmp_path):
@@ -64,4 +69,7 @@ def test_others_may_read_what_is_written(tmp_path):
     with atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "file").write_text("x")
         (temporary / "file").chmod(0o600)
-    assert [p.stat().st_mode & 0o777 for p in (tmp_path / "file", tmp_path / "folder", tmp_path / "folder" / "file")] == [0o644, 0o755, 0o644]
+    assert [
+        p.stat().st_mode & 0o777
+        for p in (tmp_path / "file", tmp_path / "folder", tmp_path / "folder" / "file")
+    ] == [0o644, 0o755, 0o644]

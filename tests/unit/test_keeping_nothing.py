@@ -1,4 +1,6 @@
-"""Exercise 10-function counts what a function keeps for its backward pass, wherever it puts it; numbers that are right do not excuse it."""
+"""Exercise 10-function counts what a function keeps for its backward pass, wherever it puts it;
+numbers that are right do not excuse it.
+"""
 
 import pytest
 import torch
@@ -78,7 +80,9 @@ def keeping(way):
     return Frozen
 
 
-@pytest.mark.parametrize("way", [on_ctx, in_a_tuple, as_numpy, in_a_closure, on_q, in_a_global, a_copy])
+@pytest.mark.parametrize(
+    "way", [on_ctx, in_a_tuple, as_numpy, in_a_closure, on_q, in_a_global, a_copy]
+)
 def test_a_decoded_weight_is_found(way):
     assert judge(TASK, keeping(way)).mistake == "the decoded weight kept"
 

@@ -1,4 +1,6 @@
-"""Adapters on a model: freezing, switching, silencing, merging over packed layers, and messages for what cannot be."""
+"""Adapters on a model: freezing, switching, silencing, merging over packed layers, and messages for
+what cannot be.
+"""
 
 import copy
 import sys
@@ -12,7 +14,8 @@ from minilora.errors import MiniloraError
 from minilora.headloss import head_loss
 from minilora.int8 import quantize_model_int8
 from minilora.llama import Config, Llama
-from minilora.lora import fused, layer as layer_module
+from minilora.lora import fused
+from minilora.lora import layer as layer_module
 from minilora.qlora import quantize_model
 
 IDS = torch.tensor([[1, 5, 2, 9, 30], [3, 3, 0, 10, 39]])
@@ -21,9 +24,16 @@ IDS = torch.tensor([[1, 5, 2, 9, 30], [3, 3, 0, 10, 39]])
 def tiny(tied=False):
     torch.manual_seed(0)
     config = Config(
-        vocab_size=40, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=tied, initializer_range=0.1,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=tied,
+        initializer_range=0.1,
+    )
     return Llama(config).eval()
 
 
@@ -45,7 +55,11 @@ def train(model, steps=3):
 
 
 def base_bits(model):
-    return {n.replace(".base.", "."): t.clone() for n, t in model.state_dict().items() if "lora_" not in n and "modules_to_save" not in n}
+    return {
+        n.replace(".base.", "."): t.clone()
+        for n, t in model.state_dict().items()
+        if "lora_" not in n and "modules_to_save" not in n
+    }
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -60,12 +74,16 @@ def test_training_learns_and_leaves_the_base_bit_for_bit(quantized, variant):
     first = train(model, 1)
     assert train(model, 5) < first
     after = base_bits(model)
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[key], after[key]) for key in before
+    )
     with lora.disabled(model):
         assert torch.equal(model(IDS), start)
     assert not torch.equal(model(IDS), start)
     names = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
-    assert names == {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if variant == "dora" else set())
+    assert names == {"lora_A", "lora_B"} | (
+        {"lora_magnitude_vector"} if variant == "dora" else set()
+    )
 
 
 def test_merge_over_a_packed_layer_is_decode_then_add():
@@ -84,7 +102,9 @@ def test_merge_over_a_packed_layer_is_decode_then_add():
     assert torch.equal(model(IDS), before)
     assert all(layer.base is packed[path] for path, layer in lora.adapted_layers(model).items())
     lora.merge(model, dtype=torch.bfloat16)
-    assert {layer.base.weight.dtype for layer in lora.adapted_layers(model).values()} == {torch.bfloat16}
+    assert {layer.base.weight.dtype for layer in lora.adapted_layers(model).values()} == {
+        torch.bfloat16
+    }
 
 
 def test_unload_after_merge_gives_a_plain_model_that_can_be_saved(tmp_path):
@@ -104,7 +124,9 @@ def test_switch_remove_and_full_modules():
     model, start = tiny(), tiny()(IDS)
     lora.add_adapter(model, lora.AdapterConfig(4, full_modules=["lm_head", "norm"]), "a")
     scramble(model)
-    assert {"lm_head.modules_to_save.a.weight"} <= {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {"lm_head.modules_to_save.a.weight"} <= {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
     a = model(IDS)
     lora.add_lora(model, 2, targets=["q_proj"], name="b")
     scramble(model)
@@ -138,7 +160,9 @@ def test_gradients_do_not_depend_on_checkpointing_and_copies_are_independent():
     assert all(torch.equal(a, b) for a, b in zip(*grads))
     twin = copy.deepcopy(model)
     scramble(twin)
-    assert not torch.equal(twin(IDS), model(IDS)) and lora.adapters(twin) is not lora.adapters(model)
+    assert not torch.equal(twin(IDS), model(IDS)) and lora.adapters(twin) is not lora.adapters(
+        model
+    )
 
 
 def test_only_x_and_its_low_rank_image_are_kept_for_backward():
@@ -170,7 +194,10 @@ def test_the_first_try_and_the_plain_order_agree_about_addmm():
         (lambda m: lora.add_lora(m, alpha=0), "alpha is 0"),
         (lambda m: lora.add_lora(m, alpha=float("nan")), "alpha is nan"),
         (lambda m: lora.add_lora(m, dropout=1.0), "dropout is 1.0"),
-        (lambda m: lora.add_lora(m, targets=["query"]), "'query' matches no module; the linear layers are .*q_proj"),
+        (
+            lambda m: lora.add_lora(m, targets=["query"]),
+            "'query' matches no module; the linear layers are .*q_proj",
+        ),
         (lambda m: lora.add_lora(m, targets=["q_proj", "query"]), "'query' matches no module"),
         (lambda m: lora.add_lora(m, targets="q_proj"), "regular expression on the whole path"),
         (lambda m: lora.add_lora(m, targets="*"), "no regular expression"),
@@ -181,7 +208,10 @@ def test_the_first_try_and_the_plain_order_agree_about_addmm():
         (lambda m: lora.add_lora(m, name="__base__"), "adapter name '__base__'"),
         (lambda m: lora.add_lora(m, name="a.b"), "adapter name 'a.b'"),
         (lambda m: lora.add_lora(m, name="keys"), "adapter name 'keys'"),
-        (lambda m: lora.add_adapter(m, lora.AdapterConfig(full_modules=["heads"])), "full module 'heads' matches no module"),
+        (
+            lambda m: lora.add_adapter(m, lora.AdapterConfig(full_modules=["heads"])),
+            "full module 'heads' matches no module",
+        ),
         (lambda m: lora.add_lora(nn.Linear(3, 3)), "found no linear layer"),
         (lambda m: lora.use_adapter(m, "x"), r"no adapter 'x' \(it has: none\)"),
         (lambda m: lora.add_lora(lora.add_lora(m)), "has an adapter 'default' already"),
@@ -190,9 +220,20 @@ def test_the_first_try_and_the_plain_order_agree_about_addmm():
         (lambda m: lora.use_adapter(lora.merge(lora.add_lora(m)), "default"), "unmerge"),
         (lambda m: lora.add_lora(quantize_model(m), init="pissa"), "load the model unquantized"),
         (lambda m: lora.add_lora(quantize_model(m), init="loftq"), "linear_weights"),
-        (lambda m: lora.mix_adapters(lora.add_lora(m), ["default"], [1.0], "new", "ties"), "choose one of cat, linear, svd"),
-        (lambda m: lora.mix_adapters(lora.add_lora(m), ["default"], [], "new"), "one finite weight"),
-        (lambda m: lora.mix_adapters(lora.add_lora(m, variant="dora"), ["default"], [1.0], "new"), "cannot be mixed"),
+        (
+            lambda m: lora.mix_adapters(lora.add_lora(m), ["default"], [1.0], "new", "ties"),
+            "choose one of cat, linear, svd",
+        ),
+        (
+            lambda m: lora.mix_adapters(lora.add_lora(m), ["default"], [], "new"),
+            "one finite weight",
+        ),
+        (
+            lambda m: lora.mix_adapters(
+                lora.add_lora(m, variant="dora"), ["default"], [1.0], "new"
+            ),
+            "cannot be mixed",
+        ),
         (lambda m: lora.loraplus_groups(m, 1e-3, 0.5), "ratio is 0.5"),
     ],
 )
@@ -212,7 +253,10 @@ def test_a_refused_adapter_leaves_the_model_as_it_was():
     with pytest.raises(MiniloraError, match="NaN or infinity in model.layers.0"):
         lora.merge(broken)
     assert not any(layer.merged for layer in lora.adapted_layers(broken).values())
-    with pytest.raises(MiniloraError, match="2 adapter names for a batch of 3|1 adapter names"), lora.mixed_batch(broken, ["default"]):
+    with (
+        pytest.raises(MiniloraError, match="2 adapter names for a batch of 3|1 adapter names"),
+        lora.mixed_batch(broken, ["default"]),
+    ):
         broken(IDS)
 
 
@@ -227,9 +271,13 @@ def test_a_refused_switch_leaves_the_old_adapter_speaking():
     assert lora.active_adapters(model) == ["b"] and torch.equal(model(IDS), before)
 
 
-@pytest.mark.parametrize("prepare", [lambda m: m, quantize_model, quantize_model_int8], ids=["lora", "qlora", "int8"])
+@pytest.mark.parametrize(
+    "prepare", [lambda m: m, quantize_model, quantize_model_int8], ids=["lora", "qlora", "int8"]
+)
 def test_shapes_can_be_followed_on_the_meta_device(prepare):
-    """Where a step is counted without being computed; meta knows no autocast, and asking for it is an error in torch."""
+    """Where a step is counted without being computed; meta knows no autocast, and asking for it is
+    an error in torch.
+    """
     model = lora.add_lora(prepare(tiny()), rank=4).to("meta").train()
     logits = model(IDS.to("meta"))
     assert logits.is_meta and logits.shape == (2, 5, 40)
@@ -257,7 +305,11 @@ def begins_unchanged_and_can_learn():
     layer = model.model.layers[0].self_attn.k_proj
     unchanged = torch.equal(model(IDS), start)
     model(IDS).sum().backward()
-    return unchanged and bool(layer.lora_A["default"].any()) and bool(layer.lora_B["default"].grad.any())
+    return (
+        unchanged
+        and bool(layer.lora_A["default"].any())
+        and bool(layer.lora_B["default"].grad.any())
+    )
 
 
 def base_stays_frozen():
@@ -273,7 +325,10 @@ def fused_equals_plain():
     layer.lora_B["a"].data.normal_()
     x = torch.randn(4, 12, requires_grad=True)
     parameters = [x, layer.lora_A["a"], layer.lora_B["a"]]
-    pair = [torch.autograd.grad(y.square().sum(), parameters) for y in (layer(x), layer.adapt("a", x, layer.base(x)))]
+    pair = [
+        torch.autograd.grad(y.square().sum(), parameters)
+        for y in (layer(x), layer.adapt("a", x, layer.base(x)))
+    ]
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*pair))
 
 
@@ -293,7 +348,11 @@ def a_and_b_swapped_at_the_start(monkeypatch):
 
 
 def b_starts_random(monkeypatch):
-    monkeypatch.setattr(sys.modules["minilora.lora.adapters"], "start_adapter", lambda layer, name, init, *more: nn.init.normal_(layer.B[name]))
+    monkeypatch.setattr(
+        sys.modules["minilora.lora.adapters"],
+        "start_adapter",
+        lambda layer, name, init, *more: nn.init.normal_(layer.B[name]),
+    )
 
 
 def base_left_trainable(monkeypatch):

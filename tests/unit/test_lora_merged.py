@@ -1,4 +1,6 @@
-"""An adapter is not added a second time to weights that hold it already, and to all other bases it goes on."""
+"""An adapter is not added a second time to weights that hold it already, and to all other bases it
+goes on.
+"""
 
 import copy
 
@@ -9,11 +11,16 @@ from test_lora_adapters import scramble, tiny, train
 from minilora import lora
 from minilora.errors import MiniloraError
 from minilora.int8 import quantize_model_int8
-from minilora.lora.merged import MERGED_KEY
 from minilora.lora.files import read_tensors
+from minilora.lora.merged import MERGED_KEY
 from minilora.qlora import quantize_model
 
-BASES = {"dense": tiny, "bf16": lambda: tiny().bfloat16(), "nf4": lambda: quantize_model(tiny()), "int8": lambda: quantize_model_int8(tiny())}
+BASES = {
+    "dense": tiny,
+    "bf16": lambda: tiny().bfloat16(),
+    "nf4": lambda: quantize_model(tiny()),
+    "int8": lambda: quantize_model_int8(tiny()),
+}
 
 
 def decoded(model):
@@ -32,7 +39,10 @@ def test_a_merged_model_does_not_take_its_adapter_again(tmp_path, base, save_whi
     lora.save_adapter(model, tmp_path)
     merged = lora.unload(model if save_while == "merged" else lora.merge(model))
     for each in (merged, copy.deepcopy(merged).bfloat16()):  # as it is exported for other programs
-        with pytest.raises(MiniloraError, match=r"merged into this model already: model\.layers\.0\.self_attn\.q_proj\.weight"):
+        with pytest.raises(
+            MiniloraError,
+            match=r"merged into this model already: model\.layers\.0\.self_attn\.q_proj\.weight",
+        ):
             lora.load_adapter(each, tmp_path)
         assert not lora.adapters(each)
 
@@ -42,14 +52,17 @@ def test_every_other_base_takes_it(tmp_path, base):
     model = scramble(lora.add_lora(BASES[base](), 3, 7))
     lora.save_adapter(model, tmp_path / "trained")
     lora.save_adapter(lora.add_lora(tiny(), 3, 7), tmp_path / "new")
-    other = lora.unload(lora.merge(scramble(lora.add_lora(tiny(), 3, 7, targets=["o_proj", "down_proj"]))))
+    other = lora.unload(
+        lora.merge(scramble(lora.add_lora(tiny(), 3, 7, targets=["o_proj", "down_proj"])))
+    )
     half = tiny()  # as a merge makes it in every second row alone
     with torch.no_grad():
         path, layer = next(iter(lora.adapted_layers(model).items()))
         half.get_submodule(path).weight[::2] += layer.delta("default")[::2]
     for each in (*(make() for make in BASES.values()), decoded(tiny()), other, half, tiny().half()):
         lora.load_adapter(each, tmp_path / "trained")
-    lora.load_adapter(tiny(), tmp_path / "new")  # with B = 0 a merge changes nothing, so nothing is lost either
+    # with B = 0 a merge changes nothing, so nothing is lost either
+    lora.load_adapter(tiny(), tmp_path / "new")
     assert MERGED_KEY in read_tensors(tmp_path / "trained" / "adapter_model.safetensors")[1]
     assert MERGED_KEY not in read_tensors(tmp_path / "new" / "adapter_model.safetensors")[1]
 

@@ -1,4 +1,6 @@
-"""minilora.lowrank: what is predicted equals what is measured, on NumPy arrays and torch tensors."""
+"""minilora.lowrank: what is predicted equals what is measured, on NumPy arrays and torch
+tensors.
+"""
 
 import numpy as np
 import pytest
@@ -37,18 +39,29 @@ def test_eckart_young_predicts_the_error_and_nothing_beats_it(m, n, r, seed):
     assert b.shape == (m, r) and a.shape == (r, n)
     np.testing.assert_allclose(b @ a, best, atol=1e-12)
     left = 1 - lowrank.energy(w, r)
-    assert left == pytest.approx((lowrank.predicted_error(w, r) / np.linalg.norm(w)) ** 2, abs=1e-12)
+    assert left == pytest.approx(
+        (lowrank.predicted_error(w, r) / np.linalg.norm(w)) ** 2, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_torch_in_torch_out(dtype):
     w = torch.from_numpy(matrix(0, 9, 5)).to(dtype)
-    for result in (lowrank.truncate(w, 3), *lowrank.factors(w, 3), *lowrank.svd(w), lowrank.energy(w)):
+    for result in (
+        lowrank.truncate(w, 3),
+        *lowrank.factors(w, 3),
+        *lowrank.svd(w),
+        lowrank.energy(w),
+    ):
         assert isinstance(result, torch.Tensor) and result.dtype == dtype
     as_numpy = w.double().numpy()
     assert lowrank.predicted_error(w, 3) == pytest.approx(lowrank.predicted_error(as_numpy, 3))
-    torch.testing.assert_close(lowrank.truncate(w.double(), 3), torch.from_numpy(lowrank.truncate(as_numpy, 3)))
-    torch.testing.assert_close(lowrank.singular_values(w.double()), torch.linalg.svdvals(w.double()))
+    torch.testing.assert_close(
+        lowrank.truncate(w.double(), 3), torch.from_numpy(lowrank.truncate(as_numpy, 3))
+    )
+    torch.testing.assert_close(
+        lowrank.singular_values(w.double()), torch.linalg.svdvals(w.double())
+    )
     u, s, vt = lowrank.svd(w.double())
     torch.testing.assert_close(u @ torch.diag(s) @ vt, w.double())
 
@@ -74,7 +87,9 @@ def test_effective_ranks_of_known_spectra():
     assert lowrank.stable_rank(flat) == pytest.approx(4)
     assert lowrank.energy_rank(flat, 0.9) == 4 and lowrank.energy_rank(flat, 0.75) == 3
     steep = np.diag([3.0, 1.0, 0.0])
-    assert lowrank.entropy_rank(steep) == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)))
+    assert lowrank.entropy_rank(steep) == pytest.approx(
+        np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+    )
     assert lowrank.stable_rank(steep) == pytest.approx(10 / 9)
     assert lowrank.energy_rank(steep, 0.9) == 1 and lowrank.energy_rank(steep, 1.0) == 2
     assert lowrank.entropy_rank(np.zeros((2, 2))) == lowrank.stable_rank(np.zeros((2, 2))) == 0
@@ -83,10 +98,13 @@ def test_effective_ranks_of_known_spectra():
 def test_subspace_similarity():
     identity = np.eye(6)
     first, shifted = identity[:, :3] * [3, 2, 1], identity[:, 2:5] * [3, 2, 1]
-    assert lowrank.subspace_similarity(first, first, 2, 3) == pytest.approx(1)  # the smaller lies in the larger
+    # the smaller lies in the larger
+    assert lowrank.subspace_similarity(first, first, 2, 3) == pytest.approx(1)
     assert lowrank.subspace_similarity(first, shifted, 2, 3) == pytest.approx(0)
-    assert lowrank.subspace_similarity(first, shifted, 3, 3) == pytest.approx(1 / 3)  # one direction shared of three
-    a8, a64 = matrix(0, 8, 100), matrix(1, 64, 100)  # random subspaces of dimensions i < j in n: j/n on average
+    # one direction shared of three
+    assert lowrank.subspace_similarity(first, shifted, 3, 3) == pytest.approx(1 / 3)
+    # random subspaces of dimensions i < j in n: j/n on average
+    a8, a64 = matrix(0, 8, 100), matrix(1, 64, 100)
     value = lowrank.subspace_similarity(a8, a64, 8, 64, side="right")
     assert value == pytest.approx(64 / 100, abs=0.1)
     rotated = np.linalg.qr(matrix(2, 8, 8))[0] @ a8
@@ -98,7 +116,11 @@ def test_subspace_similarity():
 def test_rank_of_a_product_without_making_it():
     for r, inner in ((5, 5), (5, 3), (8, 2)):
         b, a = matrix(0, 40, r, inner if inner < r else None), matrix(1, r, 30)
-        assert lowrank.product_rank(b, a) == np.linalg.matrix_rank(b @ a) == lowrank.rank_bound(inner, r)
+        assert (
+            lowrank.product_rank(b, a)
+            == np.linalg.matrix_rank(b @ a)
+            == lowrank.rank_bound(inner, r)
+        )
     b, a = np.array([[1.0, 0], [0, 0]]), np.array([[0.0, 0], [0, 1]])
     assert lowrank.product_rank(b, a) == 0 < lowrank.rank_bound(1, 1)  # a bound, not an equality
     wide = matrix(3, 3, 10), matrix(4, 10, 4)
@@ -107,7 +129,9 @@ def test_rank_of_a_product_without_making_it():
 
 @pytest.mark.parametrize("m, n, r", [(4, 6, 1), (4, 6, 2), (5, 5, 3), (3, 4, 3)])
 def test_degrees_of_freedom_are_the_rank_of_the_jacobian(m, n, r):
-    """How many directions BA moves in when B and A move: differentiate each of its entries with our own engine."""
+    """How many directions BA moves in when B and A move: differentiate each of its entries with our
+    own engine.
+    """
     b, a = Tensor(matrix(0, m, r), requires_grad=True), Tensor(matrix(1, r, n), requires_grad=True)
     rows = []
     for i in range(m):
@@ -121,27 +145,33 @@ def test_degrees_of_freedom_are_the_rank_of_the_jacobian(m, n, r):
 
 def test_counts_of_the_course():
     assert lowrank.stored_numbers(10, 10, 2) == 40
-    assert lowrank.stored_numbers(100, 100, 2) == 400 and lowrank.degrees_of_freedom(100, 100, 2) == 396
+    assert (
+        lowrank.stored_numbers(100, 100, 2) == 400
+        and lowrank.degrees_of_freedom(100, 100, 2) == 396
+    )
     assert lowrank.degrees_of_freedom(7, 5, 5) == 35  # full rank: all of them
     assert lowrank.break_even_rank(100, 100) == 50
     assert lowrank.stored_numbers(100, 60, 37) <= 6000 < lowrank.stored_numbers(100, 60, 38)
     assert lowrank.break_even_rank(100, 60) == 37
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda w: lowrank.truncate(w, 5), ["rank 5", "0 to 4"]),
-    (lambda w: lowrank.factors(w, -1), ["rank -1"]),
-    (lambda w: lowrank.predicted_error(w, 1, "nuclear"), ["nuclear", "spectral"]),
-    (lambda w: lowrank.energy(w * 0), ["zero matrix"]),
-    (lambda w: lowrank.energy_rank(w, 1.5), ["share 1.5"]),
-    (lambda w: lowrank.svd(w[0]), ["(6,)"]),
-    (lambda w: lowrank.svd(w * np.nan), ["NaN"]),
-    (lambda w: lowrank.subspace_similarity(w, w.T, 1, 1), ["(4, 6)", "(6, 4)", "rows"]),
-    (lambda w: lowrank.subspace_similarity(w, w, 1, 9), ["b of shape (4, 6)", "9"]),
-    (lambda w: lowrank.subspace_similarity(w, w, 1, 1, "top"), ["'top'"]),
-    (lambda w: lowrank.product_rank(w, w), ["(4, 6)", "B (m, r)"]),
-    (lambda w: lowrank.degrees_of_freedom(4, 6, 7), ["rank 7"]),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda w: lowrank.truncate(w, 5), ["rank 5", "0 to 4"]),
+        (lambda w: lowrank.factors(w, -1), ["rank -1"]),
+        (lambda w: lowrank.predicted_error(w, 1, "nuclear"), ["nuclear", "spectral"]),
+        (lambda w: lowrank.energy(w * 0), ["zero matrix"]),
+        (lambda w: lowrank.energy_rank(w, 1.5), ["share 1.5"]),
+        (lambda w: lowrank.svd(w[0]), ["(6,)"]),
+        (lambda w: lowrank.svd(w * np.nan), ["NaN"]),
+        (lambda w: lowrank.subspace_similarity(w, w.T, 1, 1), ["(4, 6)", "(6, 4)", "rows"]),
+        (lambda w: lowrank.subspace_similarity(w, w, 1, 9), ["b of shape (4, 6)", "9"]),
+        (lambda w: lowrank.subspace_similarity(w, w, 1, 1, "top"), ["'top'"]),
+        (lambda w: lowrank.product_rank(w, w), ["(4, 6)", "B (m, r)"]),
+        (lambda w: lowrank.degrees_of_freedom(4, 6, 7), ["rank 7"]),
+    ],
+)
 def test_errors_name_the_value(call, words):
     with pytest.raises(MiniloraError) as error:
         call(matrix(0, 4, 6))

@@ -1,4 +1,6 @@
-"""`make lab` really serves lesson 00, and the setup cell really fetches the course where it is missing."""
+"""`make lab` really serves lesson 00, and the setup cell really fetches the course where it is
+missing.
+"""
 
 import os
 import re
@@ -21,7 +23,10 @@ pytestmark = pytest.mark.slow
 def _up_to_date() -> bool:
     """True where make has made the environment, so that `make lab` goes straight to JupyterLab."""
     try:
-        return subprocess.run(["make", "-q", ".venv/.made"], cwd=ROOT, capture_output=True).returncode == 0
+        return (
+            subprocess.run(["make", "-q", ".venv/.made"], cwd=ROOT, capture_output=True).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -40,10 +45,26 @@ def _read_when_up(request: urllib.request.Request, patience: float = 60) -> byte
 
 @pytest.mark.skipif(not _up_to_date(), reason="the environment was not made by make")
 def test_make_lab_serves_lesson_00(tmp_path):
-    flags = "--no-browser --ServerApp.ip=127.0.0.1 --ServerApp.port=0 --LabApp.extension_manager=readonly"
-    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path / "run"), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(["make", "lab", f"LAB_FLAGS={flags}"], cwd=ROOT, env=environment, text=True, start_new_session=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    flags = (
+        "--no-browser --ServerApp.ip=127.0.0.1 --ServerApp.port=0 "
+        "--LabApp.extension_manager=readonly"
+    )
+    environment = {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(tmp_path),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "run"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        ["make", "lab", f"LAB_FLAGS={flags}"],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     watchdog = threading.Timer(180, os.killpg, (process.pid, signal.SIGTERM))
     watchdog.start()
     try:
@@ -54,7 +75,10 @@ def test_make_lab_serves_lesson_00(tmp_path):
                 break
         else:
             pytest.fail("".join(seen))
-        request = urllib.request.Request(f"{found[1]}/api/contents/00-start-here.ipynb?content=0", headers={"Authorization": f"token {found[2]}"})
+        request = urllib.request.Request(
+            f"{found[1]}/api/contents/00-start-here.ipynb?content=0",
+            headers={"Authorization": f"token {found[2]}"},
+        )
         assert b'"type": "notebook"' in _read_when_up(request)
     finally:
         watchdog.cancel()
@@ -64,18 +88,31 @@ def test_make_lab_serves_lesson_00(tmp_path):
 
 
 def _git(folder, *arguments):
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false"]
+    identity = [
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@example.org",
+        "-c",
+        "init.defaultBranch=main",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 def test_the_setup_cell_fetches_the_course_where_it_is_missing(tmp_path):
-    """As on Colab: no minilora anywhere, an empty folder, a repository with a tag. Run twice, as after a restart of the kernel."""
+    """As on Colab: no minilora anywhere, an empty folder, a repository with a tag. Run twice, as
+    after a restart of the kernel.
+    """
     remote = tmp_path / "remote"
     (remote / "minilora").mkdir(parents=True)
     for name in ("__init__.py", "errors.py", "check.py"):
         (remote / "minilora" / name).write_bytes((ROOT / "minilora" / name).read_bytes())
     (remote / "minilora" / "exercises").mkdir()
-    (remote / "minilora" / "exercises" / "__init__.py").write_bytes((ROOT / "minilora" / "exercises" / "__init__.py").read_bytes())
+    (remote / "minilora" / "exercises" / "__init__.py").write_bytes(
+        (ROOT / "minilora" / "exercises" / "__init__.py").read_bytes()
+    )
     try:
         _git(remote, "init", "--quiet")
         _git(remote, "add", ".")
@@ -84,7 +121,8 @@ def test_the_setup_cell_fetches_the_course_where_it_is_missing(tmp_path):
     except OSError:
         pytest.skip("git is not installed")
     cell = lesson_parts.SETUP.format(tag=tag(), repository=remote.as_uri())
-    hide = (  # take this clone away from the interpreter: its folder, and the finder of an editable install
+    # take this clone away from the interpreter: its folder, and the finder of an editable install
+    hide = (
         "import sys; sys.path[:] = [p for p in sys.path if p != sys.argv[1]]\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
     )
@@ -93,7 +131,15 @@ def test_the_setup_cell_fetches_the_course_where_it_is_missing(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     for _ in range(2):
         code = hide + cell + "\nprint(minilora.__file__)"
-        done = subprocess.run([sys.executable, "-c", code, str(ROOT)], cwd=elsewhere, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(ROOT)],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[0].endswith("is ready")
-        assert done.stdout.splitlines()[1] == str(elsewhere / "minilora-course" / "minilora" / "__init__.py")
+        assert done.stdout.splitlines()[1] == str(
+            elsewhere / "minilora-course" / "minilora" / "__init__.py"
+        )

@@ -1,4 +1,6 @@
-"""One source for dependencies, versions and addresses: whatever is written twice is compared here."""
+"""One source for dependencies, versions and addresses: whatever is written twice is compared
+here.
+"""
 
 import re
 import subprocess
@@ -25,7 +27,10 @@ def _conda() -> tuple[dict, list[str]]:
     written = yaml.safe_load((project.ROOT / "environment.yml").read_text(encoding="utf-8"))
     packages = [item for item in written["dependencies"] if isinstance(item, str)]
     (by_pip,) = [item["pip"] for item in written["dependencies"] if isinstance(item, dict)]
-    return {environment.name_of(item): SpecifierSet(item[len(environment.name_of(item)):]) for item in packages}, by_pip
+    return {
+        environment.name_of(item): SpecifierSet(item[len(environment.name_of(item)) :])
+        for item in packages
+    }, by_pip
 
 
 def test_environment_yml_says_what_pyproject_says():
@@ -42,7 +47,9 @@ def test_environment_yml_says_what_pyproject_says():
 
 
 def test_environment_yml_is_freshly_made():
-    assert (project.ROOT / "environment.yml").read_text(encoding="utf-8") == environment.environment(PROJECT)
+    assert (project.ROOT / "environment.yml").read_text(
+        encoding="utf-8"
+    ) == environment.environment(PROJECT)
 
 
 @pytest.mark.parametrize("requirement", ALL, ids=str)
@@ -56,7 +63,9 @@ def test_every_dependency_is_pinned_within_its_range(requirement):
 def test_constraints_are_exact_and_belong_to_no_machine():
     for name, pin in PINS.items():
         assert [s.operator for s in pin.specifier] == ["=="], name
-        assert "+" not in str(pin.specifier), f"{name}: a local build such as +cpu exists on some machines only"
+        assert "+" not in str(pin.specifier), (
+            f"{name}: a local build such as +cpu exists on some machines only"
+        )
     assert str(PINS["torch"].specifier) == "==2.13.0"
 
 
@@ -68,7 +77,9 @@ def test_torch_is_named_alike_wherever_it_is_installed():
 
 
 def test_colab_can_install_it():
-    """ipywidgets 8 as a must would be unsolvable on Colab, which has 7.7.1; its torch and NumPy must be within range as well."""
+    """ipywidgets 8 as a must would be unsolvable on Colab, which has 7.7.1; its torch and NumPy
+    must be within range as well.
+    """
     ranges = {r.name: r.specifier for r in ALL}
     assert ranges["ipywidgets"].contains("7.7.1") and ranges["ipywidgets"].contains("8.1.9")
     assert ranges["torch"].contains("2.11.0") and ranges["numpy"].contains("2.1.3")
@@ -89,13 +100,21 @@ def test_the_version_has_one_home():
 def test_no_file_names_a_machine_or_a_stranger():
     """No checkout folders or home folders in what is committed."""
     try:
-        listed = subprocess.run(["git", "ls-files"], cwd=project.ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+        listed = subprocess.run(
+            ["git", "ls-files"], cwd=project.ROOT, capture_output=True, text=True, check=True
+        ).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git clone, so there is no list of committed files")
-    forbidden = [re.compile(p) for p in (r"/wor" + r"k/", r"/home/\w+/", r"/Users/\w+/", r"/roo" + r"t/")]
+    forbidden = [
+        re.compile(p) for p in (r"/wor" + r"k/", r"/home/\w+/", r"/Users/\w+/", r"/roo" + r"t/")
+    ]
     for name in listed:
         path = project.ROOT / name
-        if path.suffix in (".py", ".md", ".toml", ".yml", ".ipynb", ".txt", ".json", ".sh", "") and path.is_file() and path.stat().st_size < 2_000_000:
+        if (
+            path.suffix in (".py", ".md", ".toml", ".yml", ".ipynb", ".txt", ".json", ".sh", "")
+            and path.is_file()
+            and path.stat().st_size < 2_000_000
+        ):
             text = path.read_text(encoding="utf-8", errors="replace")
             found = [p.pattern for p in forbidden if p.search(text)]
             assert not found, f"{name} names {found}"
@@ -116,9 +135,19 @@ def test_the_readme_links_lead_somewhere():
 
 
 def test_the_repository_address_is_written_where_it_is_made():
-    """In pyproject.toml, and in what `make parts` rewrites; a copy anywhere else would be forgotten when it is set."""
+    """In pyproject.toml, and in what `make parts` rewrites; a copy anywhere else would be forgotten
+    when it is set.
+    """
     owner = project.repository().removeprefix("https://github.com/")
-    outside = re.sub(r"<!-- badges -->.*?<!-- /badges -->", "", (project.ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    outside = re.sub(
+        r"<!-- badges -->.*?<!-- /badges -->",
+        "",
+        (project.ROOT / "README.md").read_text(encoding="utf-8"),
+        flags=re.S,
+    )
     assert owner not in outside
-    for path in [*(project.ROOT / "tools").glob("*.py"), *(project.ROOT / "minilora").rglob("*.py")]:
+    for path in [
+        *(project.ROOT / "tools").glob("*.py"),
+        *(project.ROOT / "minilora").rglob("*.py"),
+    ]:
         assert owner not in path.read_text(encoding="utf-8"), path.name

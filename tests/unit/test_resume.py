@@ -1,4 +1,6 @@
-"""Killed with SIGKILL anywhere, also in the middle of a save, and resumed: the same bytes as the run left alone, in both backends."""
+"""Killed with SIGKILL anywhere, also in the middle of a save, and resumed: the same bytes as the
+run left alone, in both backends.
+"""
 
 import json
 import os
@@ -11,20 +13,35 @@ from processes import context, finish, metrics, start
 
 from minilora.cli import main
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL") or sys.platform == "win32", reason="needs SIGKILL and fork")
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL") or sys.platform == "win32", reason="needs SIGKILL and fork"
+)
 
 STEPS = 16
-BACKENDS = {"minilora": [], "peft": ["--backend", "peft", "--precision", "fp16"]}  # with a loss scale to keep
+# with a loss scale to keep
+BACKENDS = {"minilora": [], "peft": ["--backend", "peft", "--precision", "fp16"]}
 
 
 def count_and_kill(out, fatal):
-    """Kill this process at its `fatal`-th file operation (open, rename, remove, mkdir, truncate) below `out`'s parent."""
+    """Kill this process at its `fatal`-th file operation (open, rename, remove, mkdir, truncate)
+    below `out`'s parent.
+    """
     seen = 0
 
     def hook(event, arguments):
         nonlocal seen
-        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod"):
-            if isinstance(arguments[0], (str, os.PathLike)) and os.path.dirname(out) in str(arguments[0]):
+        if event in (
+            "open",
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+            "os.mkdir",
+            "os.truncate",
+            "os.chmod",
+        ):
+            if isinstance(arguments[0], (str, os.PathLike)) and os.path.dirname(out) in str(
+                arguments[0]
+            ):
                 seen += 1
                 if seen == fatal:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -43,8 +60,32 @@ def work(argv, fatal=None, report=None):
 
 def command(world, out, resume=True):
     tiny, data, more = world
-    argv = ["finetune", "--model", str(tiny), "--data", str(data), "--out", str(out), "--steps", str(STEPS), "--save-every", "2"]
-    argv += ["--dropout", "0.1", "--batch", "4", "--lr", "1e-2", "--eval-every", "7", "--accumulate", "2", *more]
+    argv = [
+        "finetune",
+        "--model",
+        str(tiny),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--steps",
+        str(STEPS),
+        "--save-every",
+        "2",
+    ]
+    argv += [
+        "--dropout",
+        "0.1",
+        "--batch",
+        "4",
+        "--lr",
+        "1e-2",
+        "--eval-every",
+        "7",
+        "--accumulate",
+        "2",
+        *more,
+    ]
     return [*argv, "--resume"] if resume else argv
 
 
@@ -55,7 +96,10 @@ def world(request, tiny_folder, tmp_path_factory):
         pytest.importorskip(library)
     folder = tmp_path_factory.mktemp("world") / "data"
     folder.mkdir()
-    lines = [json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n" for i, c in enumerate("abcdefghij" * 3)]
+    lines = [
+        json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n"
+        for i, c in enumerate("abcdefghij" * 3)
+    ]
     for split in ("train", "valid"):
         (folder / f"{split}.jsonl").write_text("".join(lines))
     return tiny_folder, folder, BACKENDS[request.param]
@@ -63,7 +107,9 @@ def world(request, tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(world, tmp_path_factory):
-    """The adapter of a run that nobody disturbed, its metrics, and its number of file operations."""
+    """The adapter of a run that nobody disturbed, its metrics, and its number of file
+    operations.
+    """
     out = tmp_path_factory.mktemp("alone") / "run"
     report = context().SimpleQueue()
     assert finish(work, command(world, out, resume=False), -1, report) == 0
@@ -83,7 +129,9 @@ def killed_then_resumed(world, out, alone, fatal):
 
 
 def test_killed_at_file_operations(world, alone, tmp_path):
-    """Each a moment in which something is half-done: a fixed sample of them here, many more in the slow test."""
+    """Each a moment in which something is half-done: a fixed sample of them here, many more in the
+    slow test.
+    """
     for fatal in random.Random(1).sample(range(1, alone[2] + 1), 3 if world[2] else 6):
         killed_then_resumed(world, tmp_path / str(fatal) / "run", alone, fatal)
 
@@ -96,7 +144,9 @@ def test_killed_at_every_third_file_operation(world, alone, tmp_path):
 
 @pytest.mark.parametrize("world", ["minilora"], indirect=True)
 def test_killed_twenty_times_at_random_moments(world, alone, tmp_path):
-    """One run is killed and resumed again and again; when it gets to its end it must be the same, and the next one begins."""
+    """One run is killed and resumed again and again; when it gets to its end it must be the same,
+    and the next one begins.
+    """
     dice = random.Random(2)
     kills, number = 0, 0
     while kills < 20:

@@ -18,7 +18,10 @@ def model(tiny_folder):
 
 @pytest.fixture
 def rows(tiny_folder):
-    examples = [{"prompt": "who sat", "response": "the cat"}, {"prompt": "who", "response": "the bird"}]
+    examples = [
+        {"prompt": "who sat", "response": "the cat"},
+        {"prompt": "who", "response": "the bird"},
+    ]
     return encode_rows(examples, Tokenizer.from_pretrained(tiny_folder))
 
 
@@ -26,9 +29,14 @@ def test_a_sound_run_passes_and_nothing_is_touched(model, rows):
     state = torch.random.get_rng_state()
     before = {name: p.clone() for name, p in model.named_parameters()}
     report = train.check(model, collate(rows, 0))
-    assert report.trainable == sum(p.numel() for p in lora.trainable_parameters(model)) and 0 < report.loss < 20
+    assert (
+        report.trainable == sum(p.numel() for p in lora.trainable_parameters(model))
+        and 0 < report.loss < 20
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(
+        p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters()
+    )
 
 
 def first(model, part):
@@ -94,7 +102,9 @@ def mask_eos(model, batch):
 
 
 def hidden_eos(model, batch):
-    """PAD is EOS, the mask is ids != PAD and everything else is learned: the answers' own ends look like padding."""
+    """PAD is EOS, the mask is ids != PAD and everything else is learned: the answers' own ends look
+    like padding.
+    """
     ids, labels, mask = batch
     ids[mask == 0] = 2
     labels[:] = torch.where(ids == 2, IGNORE, ids)
@@ -114,7 +124,9 @@ def two_bos(model, batch):
 
 
 def two_bos_behind_padding(model, batch):
-    """Padded on the left, as transformers' collators do it: the shorter row begins behind its padding."""
+    """Padded on the left, as transformers' collators do it: the shorter row begins behind its
+    padding.
+    """
     row = int(batch[2].sum(1).argmin())
     padding = int((batch[2][row] == 0).sum())
     assert padding
@@ -124,12 +136,16 @@ def two_bos_behind_padding(model, batch):
 
 
 def nan_gradient(model, batch):
-    """The loss is a number and its gradient is none, as behind the softmax of a row that is all padding."""
+    """The loss is a number and its gradient is none, as behind the softmax of a row that is all
+    padding.
+    """
     first(model, "lora_B").register_hook(lambda g: g * math.nan)
 
 
 def cut_one_layer(model, batch):
-    """Zeros instead of a gradient, as behind weights that were packed for answering; the other layers learn."""
+    """Zeros instead of a gradient, as behind weights that were packed for answering; the other
+    layers learn.
+    """
     for p in model.model.layers[0].parameters():
         if p.requires_grad:
             p.register_hook(lambda g: g * 0)
@@ -194,13 +210,18 @@ def test_an_unreached_weight_is_named(model, rows):
 
 
 def test_reentrant_checkpointing_without_input_gradients(model, rows):
-    """The best known silent failure: each layer recomputed by the reentrant kind, its input without a gradient."""
+    """The best known silent failure: each layer recomputed by the reentrant kind, its input without
+    a gradient.
+    """
     from torch.utils.checkpoint import checkpoint
 
     for layer in model.model.layers:
         inner = layer.forward
         layer.forward = lambda *args, inner=inner: checkpoint(inner, *args, use_reentrant=True)
-    with pytest.warns(UserWarning, match="None of the inputs"), pytest.raises(train.CheckFailed, match="checkpointing"):
+    with (
+        pytest.warns(UserWarning, match="None of the inputs"),
+        pytest.raises(train.CheckFailed, match="checkpointing"),
+    ):
         train.check(model, collate(rows, 0))
 
 
@@ -222,7 +243,8 @@ def test_bare_text_without_eos_is_no_trap(model):
     """Packed rows may hold no end at all."""
     ids = list(range(10, 30))
     train.check(model, collate([(ids, ids)], 0))
-    train.check(model, collate([(ids, ids), (ids[:9], ids[:9])], 2))  # padded with EOS: the longest row shows that it is padding
+    # padded with EOS: the longest row shows that it is padding
+    train.check(model, collate([(ids, ids), (ids[:9], ids[:9])], 2))
 
 
 def test_one_half_of_an_adapter_may_be_frozen_when_it_is_not_zero(model, rows):
@@ -234,7 +256,9 @@ def test_one_half_of_an_adapter_may_be_frozen_when_it_is_not_zero(model, rows):
 
 
 def test_a_gradient_that_is_rightly_zero_is_no_trap(model):
-    """After one token attention has nothing to choose from: query and key learn nothing, and nothing is wrong."""
+    """After one token attention has nothing to choose from: query and key learn nothing, and
+    nothing is wrong.
+    """
     report = train.check(model, collate([([1, 9], [IGNORE, 9])], 0))
     assert (report.learned, report.tokens) == (1, 2)
 
@@ -242,12 +266,20 @@ def test_a_gradient_that_is_rightly_zero_is_no_trap(model):
 def test_the_report_tells_whether_prompts_are_learned(model, rows):
     answers = sum(label != IGNORE for _, labels in rows for label in labels)
     report = train.check(model, collate(rows, 0))
-    assert (report.learned, report.tokens) == (answers, sum(len(ids) for ids, _ in rows)) and report.learned < report.tokens
+    assert (report.learned, report.tokens) == (
+        answers,
+        sum(len(ids) for ids, _ in rows),
+    ) and report.learned < report.tokens
     everything = train.check(model, collate([(ids, ids) for ids, _ in rows], 0))
-    assert everything.learned == everything.tokens - len(rows)  # nothing comes before a row's first token
+    # nothing comes before a row's first token
+    assert everything.learned == everything.tokens - len(rows)
 
 
-@pytest.mark.parametrize("late, message", [([5] * 600, "600 tokens"), ([5, 320], "token id 320"), ([-1, 5], "token id -1")], ids=["long", "high", "low"])
+@pytest.mark.parametrize(
+    "late, message",
+    [([5] * 600, "600 tokens"), ([5, 320], "token id 320"), ([-1, 5], "token id -1")],
+    ids=["long", "high", "low"],
+)
 def test_what_would_break_late_is_named_before_step_1(model, rows, late, message):
     """The row is met at the end of an epoch, the run refuses it at its beginning."""
     many = rows * 8
@@ -257,7 +289,9 @@ def test_what_would_break_late_is_named_before_step_1(model, rows, late, message
         train.fit(model, [*many, (late, late)], steps=1, batch_size=2, progress=False)
 
 
-@pytest.mark.parametrize("silent", [([1, 5, 6], [IGNORE] * 3), ([1], [1])], ids=["masked", "one token"])
+@pytest.mark.parametrize(
+    "silent", [([1, 5, 6], [IGNORE] * 3), ([1], [1])], ids=["masked", "one token"]
+)
 def test_a_row_without_an_answer_is_found_before_its_turn_comes(model, rows, silent):
     """Alone in its step it would count as a loss of zero."""
     with pytest.raises(train.CheckFailed, match="row 3 of the data has nothing to learn"):

@@ -1,4 +1,6 @@
-"""Nothing leaves the machine unless a place is named; then the adapter's two files and a card, and nothing else. A server here plays the hub."""
+"""Nothing leaves the machine unless a place is named; then the adapter's two files and a card, and
+nothing else. A server here plays the hub.
+"""
 
 import json
 import socket
@@ -27,8 +29,22 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.endswith("/repos/create"):
             return self.answer(200, {"url": f"http://127.0.0.1:{self.server.server_port}/me/mine"})
         if "/preupload/" in self.path:
-            return self.answer(200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]})
-        return self.answer(200, {"commitUrl": f"http://127.0.0.1:{self.server.server_port}/me/mine/commit/0", "commitOid": "0" * 40})
+            return self.answer(
+                200,
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for f in json.loads(body)["files"]
+                    ]
+                },
+            )
+        return self.answer(
+            200,
+            {
+                "commitUrl": f"http://127.0.0.1:{self.server.server_port}/me/mine/commit/0",
+                "commitOid": "0" * 40,
+            },
+        )
 
     def do_GET(self):
         self.answer(200, {"id": "me/mine", "private": not self.server.public, "siblings": []})
@@ -53,9 +69,16 @@ def hub(monkeypatch):
     import huggingface_hub.hf_api as api
 
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address), monkeypatch.setattr(api.constants, "ENDPOINT", address)
+    (
+        monkeypatch.setattr(constants, "ENDPOINT", address),
+        monkeypatch.setattr(api.constants, "ENDPOINT", address),
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1"), monkeypatch.setenv("no_proxy", "127.0.0.1"), monkeypatch.setenv("HF_TOKEN", "hf_test")
+    (
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1"),
+        monkeypatch.setenv("no_proxy", "127.0.0.1"),
+        monkeypatch.setenv("HF_TOKEN", "hf_test"),
+    )
     yield server
     server.shutdown(), server.server_close()
 
@@ -63,7 +86,11 @@ def hub(monkeypatch):
 @pytest.fixture
 def folder(tiny_folder, tmp_path):
     """A run's folder: the adapter, and beside it what is nobody's business."""
-    lora.save_adapter(lora.add_lora(Llama.from_pretrained(tiny_folder), rank=2), tmp_path / "run", base_model="owner/base")
+    lora.save_adapter(
+        lora.add_lora(Llama.from_pretrained(tiny_folder), rank=2),
+        tmp_path / "run",
+        base_model="owner/base",
+    )
     (tmp_path / "run" / "run.json").write_text('{"settings": "secret"}')
     return tmp_path / "run"
 
@@ -72,7 +99,10 @@ def test_without_a_name_nothing_is_even_tried(folder, monkeypatch):
     def refuse(*arguments, **more):
         raise AssertionError("a connection was tried")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse), monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    (
+        monkeypatch.setattr(socket.socket, "connect", refuse),
+        monkeypatch.setattr(socket, "getaddrinfo", refuse),
+    )
     for name in (None, ""):
         assert share(folder, name) == "no repository is named, so nothing has left this machine"
     assert "nothing has left" in share("no such folder", None)
@@ -80,12 +110,23 @@ def test_without_a_name_nothing_is_even_tried(folder, monkeypatch):
 
 def test_only_the_adapter_and_a_card_go_up_and_into_a_private_place(folder, hub):
     told = share(folder, "me/mine")
-    assert told == "README.md, adapter_config.json, adapter_model.safetensors are in private repository me/mine"
+    assert told == (
+        "README.md, adapter_config.json, adapter_model.safetensors are in private repository "
+        "me/mine"
+    )
     created = json.loads(next(body for path, body in hub.heard if path.endswith("/repos/create")))
     assert created.get("visibility") == "private" or created.get("private") is True
     commit = next(body for path, body in hub.heard if "/commit/" in path)
-    sent = [json.loads(line)["value"] for line in commit.splitlines() if json.loads(line)["key"] == "file"]
-    assert {file["path"] for file in sent} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    sent = [
+        json.loads(line)["value"]
+        for line in commit.splitlines()
+        if json.loads(line)["key"] == "file"
+    ]
+    assert {file["path"] for file in sent} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert "secret" not in "".join(body for _, body in hub.heard)
 
 
@@ -99,7 +140,9 @@ def test_a_public_repository_that_is_there_already_gets_nothing_unless_told(fold
 
 def test_a_refusal_is_one_line(folder, hub):
     hub.refuses = True
-    with pytest.raises(MiniloraError, match="'me/mine' cannot be written .*hf auth login") as caught:
+    with pytest.raises(
+        MiniloraError, match="'me/mine' cannot be written .*hf auth login"
+    ) as caught:
         share(folder, "me/mine")
     assert "\n" not in str(caught.value)
 
@@ -109,7 +152,9 @@ def test_a_folder_of_this_machine_is_named_to_nobody(folder, hub, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my" / "models").mkdir(parents=True)
     for base in (str(tmp_path), "./here", "~/models", "my/models", "tiny", None):
-        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        (folder / "adapter_config.json").write_text(
+            json.dumps(config | {"base_model_name_or_path": base})
+        )
         with pytest.raises(MiniloraError, match="nobody else can find"):
             share(folder, "me/mine")
     with pytest.raises(MiniloraError, match="holds no adapter"):

@@ -63,7 +63,9 @@ def test_every_answer_of_a_conversation_is_learned(tokenizer):
 
 
 def test_eos_is_learned_though_pad_is_the_same_token(plain):
-    rows = [text.encode_example({"prompt": p, "response": "x"}, plain) for p in ("a", "a longer one")]
+    rows = [
+        text.encode_example({"prompt": p, "response": "x"}, plain) for p in ("a", "a longer one")
+    ]
     ids, labels, mask = text.collate(rows, plain.pad_id)
     for row, (row_ids, _) in enumerate(rows):
         assert labels[row, len(row_ids) - 1] == plain.eos_id
@@ -87,7 +89,9 @@ def test_learned_part_decodes_to_the_answer(tokenizer, prompt, response):
     assert labels[-1] == tokenizer.eos_id and len(ids) == len(labels)
 
 
-@given(limit=st.integers(4, 60), prompt=st.text(max_size=60), response=st.text(min_size=1, max_size=20))
+@given(
+    limit=st.integers(4, 60), prompt=st.text(max_size=60), response=st.text(min_size=1, max_size=20)
+)
 def test_a_cut_row_keeps_bos_answer_and_eos(tokenizer, limit, prompt, response):
     example = {"prompt": prompt, "response": response}
     whole, _ = text.encode_example(example, tokenizer)
@@ -105,18 +109,34 @@ def test_a_cut_row_keeps_bos_answer_and_eos(tokenizer, limit, prompt, response):
 def test_template_text_equals_transformers(tiny_folder, tokenizer):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-    messages = [{"role": "user", "content": "who <b>?"}, {"role": "assistant", "content": "the cat"}, {"role": "user", "content": "é"}]
-    assert tokenizer.chat(messages, True) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert tokenizer.encode("the cat sat 123") == theirs.encode("the cat sat 123", add_special_tokens=False)
+    messages = [
+        {"role": "user", "content": "who <b>?"},
+        {"role": "assistant", "content": "the cat"},
+        {"role": "user", "content": "é"},
+    ]
+    assert tokenizer.chat(messages, True) == theirs.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.encode("the cat sat 123") == theirs.encode(
+        "the cat sat 123", add_special_tokens=False
+    )
 
 
 def test_a_template_with_todays_date_gives_the_same_rows_tomorrow(tokenizer, tiny_folder):
-    dated = "{{ bos_token }}{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = '26 Jul 2024' %}{% endif %}{{ day }} {{ messages[0]['content'] }}"
+    dated = (
+        "{{ bos_token }}{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') "
+        "%}{% else %}{% set day = '26 Jul 2024' %}{% endif %}{{ day }} {{ messages[0]['content'] "
+        "}}"
+    )
     messages = [{"role": "user", "content": "who?"}]
-    ours = Tokenizer(tokenizer.backend, tokenizer.bos, tokenizer.eos, tokenizer.pad, dated).chat(messages)
+    ours = Tokenizer(tokenizer.backend, tokenizer.bos, tokenizer.eos, tokenizer.pad, dated).chat(
+        messages
+    )
     assert ours == f"{tokenizer.bos}26 Jul 2024 who?"
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(tiny_folder).apply_chat_template(messages, chat_template=dated, tokenize=False)
+    theirs = transformers.AutoTokenizer.from_pretrained(tiny_folder).apply_chat_template(
+        messages, chat_template=dated, tokenize=False
+    )
     assert len(theirs) == len(ours) and theirs != ours  # there it is today's
 
 
@@ -125,19 +145,34 @@ def test_the_shipped_tokenizer_says_what_the_format_says():
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("no shipped model; build it with `minilora pretrain`")
     shipped = Tokenizer.from_pretrained(folder)
-    assert [shipped.backend.id_to_token(i) for i in range(5)] == ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
+    assert [shipped.backend.id_to_token(i) for i in range(5)] == [
+        "<|pad|>",
+        "<|bos|>",
+        "<|eos|>",
+        "<|user|>",
+        "<|assistant|>",
+    ]
     ids, labels = text.encode_example({"prompt": "Who?", "response": "Mira 12"}, shipped)
     answer = shipped.encode("Mira 12")
-    assert ids == [1, 3, *shipped.encode("Who?"), 4, *answer, 2] and labels[-len(answer) - 1 :] == [*answer, 2]
+    assert ids == [1, 3, *shipped.encode("Who?"), 4, *answer, 2] and labels[-len(answer) - 1 :] == [
+        *answer,
+        2,
+    ]
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Mira 12"}]
     assert shipped.chat(messages) == theirs.apply_chat_template(messages, tokenize=False)
-    assert shipped.encode("Mira saw 12 {\"x\"}") == theirs.encode("Mira saw 12 {\"x\"}", add_special_tokens=False)
+    assert shipped.encode('Mira saw 12 {"x"}') == theirs.encode(
+        'Mira saw 12 {"x"}', add_special_tokens=False
+    )
 
 
 def test_what_stands_behind_the_last_eos_is_not_learned(tokenizer):
-    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|eos|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == "
+        "'assistant' %}<|eos|>\n{% endif %}{% endfor %}{% if add_generation_prompt "
+        "%}<|assistant|>{% endif %}"
+    )
     other = Tokenizer(tokenizer.backend, None, "<|eos|>", None, template)
     ids, labels = text.encode_example({"prompt": "a", "response": "b"}, other)
     newline = other.encode("\n")
@@ -146,7 +181,9 @@ def test_what_stands_behind_the_last_eos_is_not_learned(tokenizer):
 
 
 def test_a_template_that_refuses_is_one_clear_line(tokenizer):
-    other = Tokenizer(tokenizer.backend, None, "<|eos|>", None, "{{ raise_exception('no system role') }}")
+    other = Tokenizer(
+        tokenizer.backend, None, "<|eos|>", None, "{{ raise_exception('no system role') }}"
+    )
     with pytest.raises(MiniloraError, match="no system role"):
         other.chat([{"role": "system", "content": "x"}])
     with pytest.raises(MiniloraError, match="cannot be compiled"):
@@ -154,27 +191,45 @@ def test_a_template_that_refuses_is_one_clear_line(tokenizer):
 
 
 def test_a_template_cannot_reach_python(tokenizer):
-    other = Tokenizer(tokenizer.backend, None, "<|eos|>", None, "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    other = Tokenizer(
+        tokenizer.backend, None, "<|eos|>", None, "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    )
     with pytest.raises(MiniloraError):
         other.chat([{"role": "user", "content": "x"}])
 
 
-rows_strategy = st.lists(st.lists(st.integers(0, 300), min_size=1, max_size=30), min_size=1, max_size=20)
+rows_strategy = st.lists(
+    st.lists(st.integers(0, 300), min_size=1, max_size=30), min_size=1, max_size=20
+)
 
 
 @given(documents=rows_strategy, length=st.integers(2, 40))
 def test_packing_loses_no_token(documents, length):
     rows = [(ids, [IGNORE, *ids[1:]]) for ids in documents]
     packed = text.pack(rows, length)
-    assert [token for ids, _ in packed for token in ids] == [token for ids in documents for token in ids]
-    assert [label for _, labels in packed for label in labels] == [label for _, labels in rows for label in labels]
+    assert [token for ids, _ in packed for token in ids] == [
+        token for ids in documents for token in ids
+    ]
+    assert [label for _, labels in packed for label in labels] == [
+        label for _, labels in rows for label in labels
+    ]
     assert all(len(ids) == length for ids, _ in packed[:-1]) and len(packed[-1][0]) <= length
 
 
 def test_reading_all_three_shapes_and_splits(tmp_path):
-    lines = [{"prompt": "p", "response": "r"}, {"text": "t"}, {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}]
-    (tmp_path / "train.jsonl").write_text("\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\r\n", encoding="utf-8")
-    assert text.read_split(tmp_path, "train") == text.read_split(tmp_path / "train.jsonl", "test") == lines
+    lines = [
+        {"prompt": "p", "response": "r"},
+        {"text": "t"},
+        {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+    ]
+    (tmp_path / "train.jsonl").write_text(
+        "\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\r\n", encoding="utf-8"
+    )
+    assert (
+        text.read_split(tmp_path, "train")
+        == text.read_split(tmp_path / "train.jsonl", "test")
+        == lines
+    )
     with pytest.raises(MiniloraError, match="train.jsonl"):
         text.read_split(tmp_path, "valid")
 
@@ -203,7 +258,10 @@ def test_a_bad_line_is_named(tmp_path, name):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content, message", [(b"", "is empty"), (b"\n \n", "is empty"), (b'{"text": "\xff"}', "not UTF-8")])
+@pytest.mark.parametrize(
+    "content, message",
+    [(b"", "is empty"), (b"\n \n", "is empty"), (b'{"text": "\xff"}', "not UTF-8")],
+)
 def test_a_bad_file_is_named(tmp_path, content, message):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
@@ -223,10 +281,14 @@ def test_a_bad_tokenizer_is_named(tmp_path, tiny_folder):
 
 
 def test_a_template_may_mark_the_answer_as_generated():
-    """The tag that transformers adds to Jinja, which the shipped template uses: its text is what stands in it."""
+    """The tag that transformers adds to Jinja, which the shipped template uses: its text is what
+    stands in it.
+    """
     from minilora.text import _compile
 
-    marked = "{% for m in messages %}{% generation %}<{{ m['content'] }}>{% endgeneration %}{% endfor %}"
+    marked = (
+        "{% for m in messages %}{% generation %}<{{ m['content'] }}>{% endgeneration %}{% endfor %}"
+    )
     assert _compile(marked).render(messages=[{"content": "a"}, {"content": "b"}]) == "<a><b>"
 
 
@@ -237,8 +299,12 @@ def rows_are_exact(tokenizer, encode):
     """The whole contract of a row in one place."""
     ids, labels = encode({"prompt": "who?", "response": "the cat"}, tokenizer)
     learned = [token for token, label in zip(ids, labels) if label != IGNORE]
-    assert learned == [*tokenizer.encode("the cat"), tokenizer.eos_id], "the answer and its end, nothing else"
-    assert all(label in (IGNORE, token) for token, label in zip(ids, labels)), "labels are not shifted"
+    assert learned == [*tokenizer.encode("the cat"), tokenizer.eos_id], (
+        "the answer and its end, nothing else"
+    )
+    assert all(label in (IGNORE, token) for token, label in zip(ids, labels)), (
+        "labels are not shifted"
+    )
 
 
 def prompt_not_masked(example, tokenizer):
@@ -248,7 +314,9 @@ def prompt_not_masked(example, tokenizer):
 
 def eos_masked(example, tokenizer):
     ids, labels = text.encode_example(example, tokenizer)
-    return ids, [IGNORE if token == tokenizer.pad_id else label for token, label in zip(ids, labels)]
+    return ids, [
+        IGNORE if token == tokenizer.pad_id else label for token, label in zip(ids, labels)
+    ]
 
 
 def shifted(example, tokenizer):

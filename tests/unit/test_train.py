@@ -1,4 +1,6 @@
-"""The loop: exact gradients, exact schedules, exact resume, and a self-check that finds each planted trap."""
+"""The loop: exact gradients, exact schedules, exact resume, and a self-check that finds each
+planted trap.
+"""
 
 import json
 import math
@@ -13,7 +15,10 @@ from minilora.llama import Llama
 from minilora.runs import RunFolder
 from minilora.text import IGNORE, Tokenizer, collate, encode_rows
 
-EXAMPLES = [{"prompt": f"say {word}{'!' * (i % 5)}", "response": word * (1 + i % 3)} for i, word in enumerate("abcdefgh" * 3)]
+EXAMPLES = [
+    {"prompt": f"say {word}{'!' * (i % 5)}", "response": word * (1 + i % 3)}
+    for i, word in enumerate("abcdefgh" * 3)
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,9 @@ def with_adapter(model, **settings):
 
 
 def quiet(model, rows, **settings):
-    return train.fit(model, rows, **{"steps": 8, "batch_size": 4, "lr": 1e-2, "progress": False, **settings})
+    return train.fit(
+        model, rows, **{"steps": 8, "batch_size": 4, "lr": 1e-2, "progress": False, **settings}
+    )
 
 
 # -- schedule and batches
@@ -78,10 +85,14 @@ def test_bucketing_saves_padding():
 
 def test_the_loss_is_the_mean_over_learned_tokens(model, rows):
     ids, labels, _ = collate(rows[:5], 0)
-    whole = torch.nn.functional.cross_entropy(model(ids)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+    whole = torch.nn.functional.cross_entropy(
+        model(ids)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
+    )
     total, tokens = scoring.loss_sum(model, collate(rows[:5], 0))
     assert (total / tokens).item() == pytest.approx(whole.item(), abs=1e-6)
-    assert train.evaluate_loss(model, rows[:5], batch_size=2) == pytest.approx(whole.item(), abs=1e-6)
+    assert train.evaluate_loss(model, rows[:5], batch_size=2) == pytest.approx(
+        whole.item(), abs=1e-6
+    )
 
 
 class Bare(torch.nn.Module):
@@ -96,20 +107,28 @@ class Bare(torch.nn.Module):
 
 
 def test_other_models_get_the_same_loss(model, rows):
-    ours, theirs = scoring.loss_sum(model, collate(rows, 0)), scoring.loss_sum(Bare(model), collate(rows, 0))
+    ours, theirs = (
+        scoring.loss_sum(model, collate(rows, 0)),
+        scoring.loss_sum(Bare(model), collate(rows, 0)),
+    )
     assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6) and ours[1] == theirs[1]
 
 
 def gradients(model, rows, micro):
     model.zero_grad()
     loss, tokens = train.step_gradients(model, rows, train.TrainConfig(batch_size=micro))
-    return loss, tokens, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return (
+        loss,
+        tokens,
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 def test_accumulation_equals_one_big_batch(adapted, rows):
     for p in lora.trainable_parameters(adapted):
         torch.nn.init.normal_(p, std=0.1)
-    uneven = sorted(rows, key=lambda row: sum(label != IGNORE for label in row[1]))[:16]  # short answers together
+    # short answers together
+    uneven = sorted(rows, key=lambda row: sum(label != IGNORE for label in row[1]))[:16]
     big_loss, big_tokens, big = gradients(adapted, uneven, 16)
     for micro in (1, 4, 5):
         loss, tokens, small = gradients(adapted, uneven, micro)
@@ -119,7 +138,9 @@ def test_accumulation_equals_one_big_batch(adapted, rows):
 
 
 def test_a_mean_of_means_would_be_seen(adapted, rows):
-    """The mutant: each micro-batch's mean loss, averaged. It must differ by more than the tolerance above."""
+    """The mutant: each micro-batch's mean loss, averaged. It must differ by more than the tolerance
+    above.
+    """
     uneven = sorted(rows, key=lambda row: sum(label != IGNORE for label in row[1]))[:16]
     _, _, right = gradients(adapted, uneven, 16)
     adapted.zero_grad()
@@ -157,34 +178,55 @@ def test_the_callers_random_numbers_and_mode_are_left_alone(adapted, rows):
 
 
 def test_bf16_autocast_trains_close_to_fp32(tiny_folder, rows):
-    losses = [quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, precision=p).losses for p in ("fp32", "bf16")]
+    losses = [
+        quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, precision=p).losses
+        for p in ("fp32", "bf16")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[0] != losses[1]
 
 
 def moving_scale(monkeypatch, begin):
-    """A loss scale that begins too high for fp16 and grows every third step, so that it moves within a few steps."""
+    """A loss scale that begins too high for fp16 and grows every third step, so that it moves
+    within a few steps.
+    """
     real = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: real(*a, init_scale=begin, growth_interval=3, **k))
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda *a, **k: real(*a, init_scale=begin, growth_interval=3, **k)
+    )
 
 
 def test_fp16_trains_close_to_fp32_and_leaves_out_what_overflows(tiny_folder, rows, monkeypatch):
-    losses = [quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, precision=p).losses for p in ("fp32", "fp16")]
+    losses = [
+        quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, precision=p).losses
+        for p in ("fp32", "fp16")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
     moving_scale(monkeypatch, 2.0**24)
     model, before = (with_adapter(Llama.from_pretrained(tiny_folder)) for _ in range(2))
     unmoved = []
-    records = quiet(model, rows, precision="fp16", steps=16, on_step=lambda *_: unmoved.append(states_equal(model, before))).records
+    records = quiet(
+        model,
+        rows,
+        precision="fp16",
+        steps=16,
+        on_step=lambda *_: unmoved.append(states_equal(model, before)),
+    ).records
     skipped = [bool(record.get("skipped")) for record in records]
     first = skipped.index(False)
     assert first > 0 and skipped == [record["grad_norm"] is None for record in records]
     assert unmoved == [step < first for step in range(16)]
     scales = [record["loss_scale"] for record in records]
-    assert scales[: first + 1] == [2.0 ** (24 - i) for i in range(first + 1)] and 2 * scales[first] in scales[first:]
+    assert (
+        scales[: first + 1] == [2.0 ** (24 - i) for i in range(first + 1)]
+        and 2 * scales[first] in scales[first:]
+    )
     json.dumps(records, allow_nan=False)
 
 
 def test_small_gradients_survive_fp16_by_the_loss_scale(tiny_folder, rows):
-    """Without it most of a faint gradient is below 6e-8, fp16's smallest number, somewhere on its way back."""
+    """Without it most of a faint gradient is below 6e-8, fp16's smallest number, somewhere on its
+    way back.
+    """
     grads = {}
     for name, factor in (("fp32", 1), ("bare", 1), ("scaled", 2**16)):
         model = with_adapter(Llama.from_pretrained(tiny_folder))
@@ -192,8 +234,13 @@ def test_small_gradients_survive_fp16_by_the_loss_scale(tiny_folder, rows):
         with scoring.autocast(model, "fp32" if name == "fp32" else "fp16"):
             loss, _ = scoring.loss_sum(model, batch)
         (loss * 1e-7 * factor).backward()
-        grads[name] = torch.cat([p.grad.flatten() / factor for p in lora.trainable_parameters(model)])
-    error = {name: float((grads[name] - grads["fp32"]).norm() / grads["fp32"].norm()) for name in ("bare", "scaled")}
+        grads[name] = torch.cat(
+            [p.grad.flatten() / factor for p in lora.trainable_parameters(model)]
+        )
+    error = {
+        name: float((grads[name] - grads["fp32"]).norm() / grads["fp32"].norm())
+        for name in ("bare", "scaled")
+    }
     assert error["scaled"] < 0.02 < 0.2 < error["bare"], error
 
 
@@ -208,7 +255,15 @@ def test_what_no_loss_scale_mends_is_said(adapted, rows, monkeypatch):
 def test_an_unknown_setting_is_named(adapted, rows):
     with pytest.raises(MiniloraError, match="learning_rate.*lr"):
         quiet(adapted, rows, learning_rate=1)
-    for bad in ({"steps": 0}, {"lr": math.nan}, {"batch_size": 1.5}, {"precision": "fp8"}, {"warmup": 99}, {"lora_plus": 0.5}, {"lora_plus": math.nan}):
+    for bad in (
+        {"steps": 0},
+        {"lr": math.nan},
+        {"batch_size": 1.5},
+        {"precision": "fp8"},
+        {"warmup": 99},
+        {"lora_plus": 0.5},
+        {"lora_plus": math.nan},
+    ):
         with pytest.raises(MiniloraError, match=next(iter(bad))):
             quiet(adapted, rows, **bad)
     with pytest.raises(MiniloraError, match="no rows"):
@@ -271,17 +326,27 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_folder, rows, tmp_path, monk
     def fresh():
         return with_adapter(Llama.from_pretrained(tiny_folder), dropout=0.1)
 
-    settings = {"steps": 20, "save_every": 3, "eval_every": 5, "accumulate": 2, "valid": rows[:4], "precision": precision}
+    settings = {
+        "steps": 20,
+        "save_every": 3,
+        "eval_every": 5,
+        "accumulate": 2,
+        "valid": rows[:4],
+        "precision": precision,
+    }
     alone, broken = fresh(), fresh()
     history = quiet(alone, rows, out=tmp_path / "alone", **settings)
     with pytest.raises(Stop):
         quiet(broken, rows, out=tmp_path / "broken", on_step=stop_at(11), **settings)
-    assert len(read(tmp_path / "broken" / "metrics.jsonl")) == 11 + 3  # the steps, and validations at 0, 5, 10
+    # the steps, and validations at 0, 5, 10
+    assert len(read(tmp_path / "broken" / "metrics.jsonl")) == 11 + 3
     resumed = fresh()
     again = quiet(resumed, rows, out=tmp_path / "broken", resume=True, **settings)
     assert states_equal(alone, resumed)
     assert again.losses == history.losses and again.valid_losses == history.valid_losses
-    assert without_clock(read(tmp_path / "broken" / "metrics.jsonl")) == without_clock(read(tmp_path / "alone" / "metrics.jsonl"))
+    assert without_clock(read(tmp_path / "broken" / "metrics.jsonl")) == without_clock(
+        read(tmp_path / "alone" / "metrics.jsonl")
+    )
     assert len(list((tmp_path / "broken" / "state").iterdir())) == 2
     scales = {record.get("loss_scale") for record in again.records if "loss" in record}
     assert len(scales) > 2 if precision == "fp16" else scales == {None}
@@ -291,9 +356,16 @@ def test_a_run_whose_every_step_was_left_out_resumes(tiny_folder, rows, tmp_path
     moving_scale(monkeypatch, 2.0**60)
     settings = {"out": tmp_path, "steps": 4, "save_every": 2, "precision": "fp16", "warmup": 0}
     with pytest.raises(Stop):
-        quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, on_step=stop_at(3), **settings)
+        quiet(
+            with_adapter(Llama.from_pretrained(tiny_folder)), rows, on_step=stop_at(3), **settings
+        )
     history = quiet(with_adapter(Llama.from_pretrained(tiny_folder)), rows, resume=True, **settings)
-    assert [record["loss_scale"] for record in history.records] == [2.0**60, 2.0**59, 2.0**58, 2.0**57]
+    assert [record["loss_scale"] for record in history.records] == [
+        2.0**60,
+        2.0**59,
+        2.0**58,
+        2.0**57,
+    ]
 
 
 def damage_cut(folder):
@@ -321,7 +393,9 @@ def damage_empty(folder):
     (folder / "manifest.json").write_text("")
 
 
-@pytest.mark.parametrize("damage", [damage_cut, damage_bit, damage_manifest, damage_missing, damage_empty, shutil.rmtree])
+@pytest.mark.parametrize(
+    "damage", [damage_cut, damage_bit, damage_manifest, damage_missing, damage_empty, shutil.rmtree]
+)
 def test_a_damaged_state_is_passed_over(tiny_folder, rows, tmp_path, damage):
     settings = {"steps": 12, "save_every": 5}
     alone = with_adapter(Llama.from_pretrained(tiny_folder))
@@ -331,7 +405,9 @@ def test_a_damaged_state_is_passed_over(tiny_folder, rows, tmp_path, damage):
     damage(newest)
     lines = []
     resumed = with_adapter(Llama.from_pretrained(tiny_folder))
-    history = quiet(resumed, rows, out=RunFolder(tmp_path, say=lines.append), resume=True, **settings)
+    history = quiet(
+        resumed, rows, out=RunFolder(tmp_path, say=lines.append), resume=True, **settings
+    )
     assert states_equal(alone, resumed) and history.steps == 12
     assert lines[-1] == "going on after step 10"
     assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == list(range(1, 13))
@@ -377,6 +453,9 @@ def test_others_may_read_what_a_run_writes(adapted, rows, tmp_path):
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.rglob("*.*"))
 
 
-@pytest.mark.parametrize("batch, accumulate, told", [(16, 1, ["8 × 2"]), (7, 10, ["2 × 35"]), (9, 2, ["3 × 6"]), (5, 1, ["1 × 5"]), (1, 4, [])])
+@pytest.mark.parametrize(
+    "batch, accumulate, told",
+    [(16, 1, ["8 × 2"]), (7, 10, ["2 × 35"]), (9, 2, ["3 × 6"]), (5, 1, ["1 × 5"]), (1, 4, [])],
+)
 def test_a_smaller_batch_makes_the_same_step(batch, accumulate, told):
     assert train.smaller_batch(batch, accumulate, "{} × {}") == told
