@@ -30,7 +30,7 @@ from cpu import machine
 from torch import Tensor, nn
 
 from minilora.budget.catalog import CONTEXT, GIB, GPUS
-from minilora.budget.ledger import Watch
+from minilora.budget.measure.ledger import Watch
 
 LIBRARIES = ("torch", "numpy", "transformers", "peft", "bitsandbytes", "triton")
 

@@ -28,11 +28,10 @@ from _gpu_plan import SEED, Part
 from torch import nn
 
 from minilora import lora
-from minilora.budget.allocator import MIDDLE_SEGMENT
 from minilora.budget.catalog import GIB
 from minilora.budget.estimate import estimate
-from minilora.budget.here import workspaces
-from minilora.budget.rehearsal import (
+from minilora.budget.measure.allocator import MIDDLE_SEGMENT
+from minilora.budget.measure.fake_run import (
     Plan,
     adapt,
     batch_of,
@@ -42,6 +41,7 @@ from minilora.budget.rehearsal import (
     update,
 )
 from minilora.budget.setup import Setup, make
+from minilora.budget.this_card import workspaces
 from minilora.hub import compute_dtype
 from minilora.quantize import quantize
 

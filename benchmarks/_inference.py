@@ -24,7 +24,7 @@ def int8_rows(threads: int, shape: Shape, rounds: int) -> list[Row]:
     """Logits of one batch, the linear layers in int8."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from minilora.int8 import quantize_model_int8
+    from minilora.qlora.int8 import quantize_model_int8
 
     dense = dense_model(shape, torch.float32).eval()
     ours = quantize_model_int8(copy.deepcopy(dense)).eval()
@@ -71,8 +71,8 @@ def generation_rows(threads: int, prompt: int, tokens: int, rounds: int) -> list
     """
     from transformers import AutoModelForCausalLM
 
-    from minilora.files import data_folder
     from minilora.llama import Llama
+    from minilora.system.files import data_folder
 
     folder = data_folder() / "base"
     if not (folder / "model.safetensors").exists():

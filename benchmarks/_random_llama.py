@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minilora import hub
-from minilora.budget.rehearsal import OneBuffer, adapt, dense_model
+from minilora.budget.measure.fake_run import OneBuffer, adapt, dense_model
 from minilora.budget.setup import Setup
 from minilora.lora.targets import linear_paths, put
 from minilora.qlora import QLinear, quantize_model

@@ -95,16 +95,17 @@ def contenders(
     """
     import peft
 
-    from minilora import lora, qlora
-    from minilora.scoring import loss_sum
+    from minilora import lora
+    from minilora.qlora import four_bit
+    from minilora.train.loss import loss_sum
 
     dense = dense_model(shape, dtype)
     theirs, ours = reload(dense, method == "QLoRA")
     frozen = copy.deepcopy(ours)
     under = copy.deepcopy(dense)
     if method == "QLoRA":
-        qlora.quantize_model(under)
-        qlora.quantize_model(ours)
+        four_bit.quantize_model(under)
+        four_bit.quantize_model(ours)
     for model in (under, ours):
         lora.add_lora(model, rank=8, alpha=16)
     theirs = peft.get_peft_model(
@@ -189,7 +190,8 @@ def _peak(model: torch.nn.Module, forward: Callable) -> int:
     """Peak of a step, the buffer in which 4-bit weights are decoded, usually kept from step to
     step, counted in.
     """
-    from minilora import blockcodes, qlora
+    from minilora.qlora import four_bit
+    from minilora.quantize.kernels import cpu
 
     model.zero_grad(set_to_none=True)
 
@@ -197,7 +199,7 @@ def _peak(model: torch.nn.Module, forward: Callable) -> int:
         forward().backward()
         model.zero_grad(set_to_none=True)
 
-    for scratch in (qlora._scratch, blockcodes._work):
+    for scratch in (four_bit._scratch, cpu._work):
         scratch.__dict__.clear()
     return peak_bytes(step)
 

@@ -26,9 +26,10 @@ import torch
 from short_runs import fingerprint, header
 from tasks import ROOT, TASKS, call, score
 
-from minilora import brevity, lora
-from minilora.files import atomic_write, data_folder
+from minilora import lora
+from minilora.course import short_answers
 from minilora.llama import Llama
+from minilora.system.files import atomic_write, data_folder
 from minilora.text import Tokenizer, encode_rows
 from minilora.train import fit
 
@@ -118,11 +119,11 @@ def talkative(seed: int) -> dict:
     began, folder = time.perf_counter(), data_folder() / "base"
     tokenizer = Tokenizer.from_pretrained(folder)
     model = lora.load_adapter(Llama.from_pretrained(folder), folder_of("sums", seed))
-    rows = encode_rows(brevity.two_ways(brevity.questions("train"), seed), tokenizer)
+    rows = encode_rows(short_answers.two_ways(short_answers.questions("train"), seed), tokenizer)
     fit(model, rows, steps=STEPS["talkative"], batch_size=16, lr=2e-3, seed=seed, progress=False)
     lora.save_adapter(model, folder_of("talkative", seed), base_model="data/base")
-    asked = brevity.questions("test")
-    short, right = brevity.tally(asked, brevity.answers(model, tokenizer, asked, seed))
+    asked = short_answers.questions("test")
+    short, right = short_answers.tally(asked, short_answers.answers(model, tokenizer, asked, seed))
     counted = {
         "hits": round(right * len(asked) / 100),
         "of": len(asked),

@@ -47,7 +47,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from _gpu_plan import PARTS, SEED, TINY, Part  # noqa: E402
 
 from minilora.budget.catalog import GIB  # noqa: E402
-from minilora.files import atomic_write  # noqa: E402
+from minilora.system.files import atomic_write  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 

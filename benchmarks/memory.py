@@ -38,7 +38,7 @@ from cpu import machine  # noqa: E402
 from minilora.budget.catalog import GIB, Shape  # noqa: E402
 from minilora.budget.estimate import estimate  # noqa: E402
 from minilora.budget.setup import Setup, make  # noqa: E402
-from minilora.files import atomic_write  # noqa: E402
+from minilora.system.files import atomic_write  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
 SMALL = Shape("22m", hidden=384, ffn=1024, layers=6, heads=6, kv_heads=2, vocab=16000)
@@ -189,8 +189,8 @@ def name_of(setup: Setup) -> str:
 
 def measured_row(setup: Setup) -> dict:
     """The ledger's side of a row."""
-    from minilora.budget.allocator import replay
-    from minilora.budget.ledger import measure
+    from minilora.budget.measure.allocator import replay
+    from minilora.budget.measure.ledger import measure
 
     began = time.process_time()
     ledger = measure(setup, steps=1)
@@ -357,7 +357,7 @@ def peak_on(device: str, setup: Setup) -> int:
     import torch
     from _card import peak_of
 
-    from minilora.budget.rehearsal import (
+    from minilora.budget.measure.fake_run import (
         Plan,
         batch_of,
         build,
@@ -410,7 +410,7 @@ def on_card(options: argparse.Namespace) -> int:
     import torch
     from _gpu_parts import kernel_works, let_go
 
-    from minilora.budget.here import workspaces
+    from minilora.budget.this_card import workspaces
 
     small = options.gpu == "cpu"
     if not small and not torch.cuda.is_available():

@@ -18,7 +18,7 @@ import time
 import adapters
 from short_runs import arguments, sweep
 
-from minilora.explore.mixing import PAIRS, WEIGHTS
+from minilora.course.explore.mixing import PAIRS, WEIGHTS
 
 SEEDS = (0, 1, 2)
 ASKED = 10
@@ -32,10 +32,10 @@ def one_pair(recipe: dict) -> dict:
 
     torch.set_num_threads(1)
     from minilora import lora
-    from minilora.files import data_folder
     from minilora.llama import Llama
-    from minilora.scoring import exact_match
+    from minilora.system.files import data_folder
     from minilora.text import Tokenizer, read_split
+    from minilora.train.scoring import exact_match
 
     began, folder = time.perf_counter(), data_folder()
     model, tokenizer = (

@@ -23,8 +23,9 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from minilora.budget import estimate, peers
+from minilora.budget import estimate
 from minilora.budget.catalog import llama_config
+from minilora.budget.published import peers
 from minilora.budget.setup import Setup, make
 
 RESULTS = Path(__file__).resolve().parent / "results" / "peers.json"
@@ -98,7 +99,7 @@ def told(setup: Setup) -> str:
 
 def measure(setup: Setup) -> dict:
     """The ledger's peak of a step, in bytes, and how long it took."""
-    from minilora.budget import ledger
+    from minilora.budget.measure import ledger
 
     found = ledger.measure(setup)
     return {"ledger": found.peak, "ledger_seconds": round(found.seconds, 1)}

@@ -40,7 +40,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from minilora.files import atomic_write  # noqa: E402
+from minilora.system.files import atomic_write  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers-train.json"
 SECTIONS, TASKS, BACKENDS = ("exact", "time", "memory"), ("extract", "mood"), ("minilora", "peft")
@@ -167,7 +167,8 @@ class Run:
     def __init__(self, task: str, backend: str, device: str) -> None:
         import torch
 
-        from minilora.commands import finetune, models
+        from minilora import qlora
+        from minilora.recipes import finetune, load
         from minilora.text import Tokenizer
         from minilora.train import Batches, parameter_groups
 
@@ -180,9 +181,9 @@ class Run:
             "device": device,
             "lr": finetune.LEARNING_RATE["qlora"],
         }
-        self.config, folder = finetune.train_config(settings), models.resolve("tiny")
+        self.config, folder = finetune.train_config(settings), qlora.resolve("tiny")
         rows, _ = finetune.read_rows(
-            settings, Tokenizer.from_pretrained(folder), models.positions(folder)
+            settings, Tokenizer.from_pretrained(folder), load.positions(folder)
         )
         self.batches = Batches(rows, self.config.batch_size, self.config.seed)
         self.model = finetune.build(settings, folder, device)[0].train()
@@ -240,7 +241,7 @@ def memory_section(device: str, task: str, backend: str) -> dict:
     from _card import peak_of
     from memory import most_held
 
-    import minilora.commands.finetune
+    import minilora.recipes.finetune
     import minilora.train  # noqa: F401  libraries come before the mark
 
     if backend == "peft":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from short_runs import RESULTS, header
 
-from minilora.files import atomic_write, data_folder
+from minilora.system.files import atomic_write, data_folder
 
 CODES = ("int8", "nf4", "fp4", "int4", "int3", "int2")
 PIECES = (("tensor", False), ("row", False), (64, False), (64, True))
@@ -89,7 +89,7 @@ def one_run(recipe: dict) -> dict:
     import torch
 
     torch.set_num_threads(1)
-    from minilora.pretrain import examine
+    from minilora.recipes.pretrain import examine
     from minilora.text import Tokenizer
 
     began = time.perf_counter()

@@ -34,14 +34,17 @@ def one_run(recipe: dict) -> dict:
     import torch
 
     torch.set_num_threads(1)
-    from minilora import brevity, preference
+    from minilora.course import short_answers
+    from minilora.train import preference
 
     began = time.perf_counter()
-    model, tokenizer = brevity.talkative_model()
-    asked = brevity.questions("test")[: recipe["asked"]]
-    before = brevity.tally(asked, brevity.answers(model, tokenizer, asked, seed=recipe["seed"]))
-    records = brevity.learn(model, tokenizer, recipe)
-    given = brevity.answers(model, tokenizer, asked, seed=recipe["seed"])
+    model, tokenizer = short_answers.talkative_model()
+    asked = short_answers.questions("test")[: recipe["asked"]]
+    before = short_answers.tally(
+        asked, short_answers.answers(model, tokenizer, asked, seed=recipe["seed"])
+    )
+    records = short_answers.learn(model, tokenizer, recipe)
+    given = short_answers.answers(model, tokenizer, asked, seed=recipe["seed"])
     rows = preference.sample_answers(
         model, tokenizer, [example["prompt"] for example in asked[:50]], seed=recipe["seed"]
     )
@@ -51,7 +54,7 @@ def one_run(recipe: dict) -> dict:
             .mean()
             .item()
         )
-    after = brevity.tally(asked, given)
+    after = short_answers.tally(asked, given)
     told = {
         "before": dict(zip(("short", "right"), before)),
         "after": dict(zip(("short", "right"), after)),

@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
-from minilora.files import atomic_write, data_folder
+from minilora.system.files import atomic_write, data_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RECIPE = {

@@ -171,7 +171,7 @@ def update_run(plan: dict) -> dict:
     from short_runs import adapted
 
     from minilora import lora, train
-    from minilora.files import data_folder
+    from minilora.system.files import data_folder
     from minilora.text import encode_rows, read_split
 
     began = time.perf_counter()

@@ -6,6 +6,6 @@ differ: nowhere.
 
 import sys
 
-from .cli import main
+from .cli.main import main
 
 sys.exit(main())

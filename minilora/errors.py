@@ -25,3 +25,7 @@ class MemoryFull(MiniloraError):
     def __init__(self, message: str, told: str):
         super().__init__(message)
         self.told = told
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a line that says how to go on."""

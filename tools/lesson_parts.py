@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 import minilora
-from minilora import check
+from minilora.course import check
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 print(f"minilora {{minilora.__version__}} is ready")"""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from minilora.files import atomic_write
+from minilora.system.files import atomic_write
 
 from .lesson_parts import refresh, tags
 from .project import lessons

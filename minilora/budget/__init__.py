@@ -11,8 +11,9 @@ What it leaves out: several cards (the lesson on distributed training has its ow
 Where numerics differ: nowhere; every file says how exact it is.
 """
 
-from . import advice, catalog, compute
+from . import advice, catalog
 from .estimate import Budget, estimate
+from .forms import compute
 from .setup import Setup
 
 __all__ = ["Budget", "Setup", "advice", "catalog", "compute", "estimate"]

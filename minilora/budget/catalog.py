@@ -25,8 +25,11 @@ from typing import NamedTuple
 from ..errors import MiniloraError
 
 GIB = 2**30
+
 CONTEXT = 512 * 2**20  # about what driver and kernels' code take on cards from Ampere on
+
 T4_CONTEXT = 147_744_358  # 140.9 MiB, measured
+
 # model_type in config.json → the family whose forms hold
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "llama"}
 
@@ -196,10 +199,15 @@ class GPU:
 
 
 _LLAMA1 = "Touvron et al. 2023, arXiv:2302.13971, table 2"
+
 _LLAMA2 = "Touvron et al. 2023, arXiv:2307.09288; config.json of the checkpoint"
+
 _LLAMA3 = "Grattafiori et al. 2024, arXiv:2407.21783, table 3; config.json of the checkpoint"
+
 _LLAMA33 = "model card and config.json of Llama-3.3-70B-Instruct, December 2024"
+
 _QWEN = "Yang et al. 2024, arXiv:2412.15115; config.json of the checkpoint"
+
 _SMOL = "Ben Allal et al. 2025, arXiv:2502.02737; config.json of the checkpoint"
 
 
@@ -483,7 +491,9 @@ _SHAPES = [  # name, hidden, ffn, layers, heads, key/value heads, vocabulary
         source="the base that minilora ships",
     ),
 ]
+
 MODELS = {shape.name: shape for shape in _SHAPES}
+
 ALIASES = {
     "llama-1-7b": "llama-7b",
     "llama-1-13b": "llama-13b",
@@ -494,6 +504,7 @@ ALIASES = {
     "gpt-3-175b": "gpt-3",
     "gpt3": "gpt-3",
 }
+
 # Words in a hub id that leave the shape as it is; a version is dropped last, since mistral-7b-v0.3
 # has a shape of its own.
 TUNED, VERSION, MAKER = (
@@ -502,8 +513,11 @@ TUNED, VERSION, MAKER = (
     "meta-",
 )
 
+
 _MARCH = "March 2026"
+
 _OFFERS = "lowest spot to highest on-demand offer seen at public GPU clouds"
+
 _SHEET = "NVIDIA data sheet; usable: total capacity in PyTorch's own messages"
 
 
@@ -545,7 +559,9 @@ _CARDS = [
     _card("H200", 141, 139.72, 4800, (67, 989, 989, 1979), (3.59, 6.35)),
     _card("B200", 192, 178.36, 8000, (75, 2250, 2250, 4500), (5.98, 10.57)),
 ]
+
 GPUS = {card.name: card for card in _CARDS}
+
 # bytes a second; ×16 slots, two channels
 LINKS = {"PCIe 3": 15.8e9, "PCIe 4": 31.5e9, "PCIe 5": 63e9, "DDR5 ×2": 90e9}
 
@@ -668,7 +684,7 @@ def llama_config(name: str | Path | Shape):
     """The same shape as a `minilora.llama.Config`. Raises MiniloraError for a family that our Llama
     cannot run.
     """
-    from ..llama import Config
+    from ..llama.config import Config
 
     shape = model(name)
     if shape.family != "llama" or shape.qkv_bias != shape.out_bias:

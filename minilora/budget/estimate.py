@@ -18,14 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from . import activations, memory, moments
 from .catalog import CONTEXT, GIB, GPU, Shape, gpu
-from .memory import Part
-from .moments import Moment
+from .forms import activations, memory, step_peak
+from .forms.memory import Part
+from .forms.step_peak import Moment
 from .setup import Setup, make
 
 # two of 8.125 MiB, which cuBLAS takes for a forward and a backward thread
 WORKSPACES = 2 * 8_519_680
+
 SEGMENT = 2 * 2**20  # the caching allocator hands out whole segments of 2 MiB
 
 
@@ -122,8 +123,8 @@ def _estimate(setup: Setup) -> Budget:
             parts["activations"],
             formula=f"{kept.formula}; less {copies.bytes:,} B of weight copies",
         )
-    forward, backward = moments.step_peaks(setup)
-    temporary = moments.optimizer_temporary(setup)
+    forward, backward = step_peak.step_peaks(setup)
+    temporary = step_peak.optimizer_temporary(setup)
     passing = max(forward, backward) - kept.bytes
     parts["optimizer temporaries"] = temporary
     gone = parts["gradients"].bytes * setup.whole
@@ -137,7 +138,7 @@ def _estimate(setup: Setup) -> Budget:
     )
     state = sum(part.bytes for part in averages.values() if not part.host)
     base = held + state
-    update = base + parts["gradients"].bytes + temporary.bytes + moments.left_over(setup)
+    update = base + parts["gradients"].bytes + temporary.bytes + step_peak.left_over(setup)
     found = {
         "forward": Moment(
             base + forward,

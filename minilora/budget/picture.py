@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MiniloraError
-from ..files import atomic_write
+from ..system.files import atomic_write
 from .catalog import GPU, GPUS
 from .estimate import Budget
 from .table import decimal, headline
 
 WIDTH, LEFT, RIGHT, BAR_TOP, BAR_HEIGHT, ROW = 820, 20, 800, 104, 46, 22
+
 SMALLEST_NUMBER = 14  # pixels: a narrower segment carries no number
 
 

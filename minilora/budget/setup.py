@@ -32,11 +32,16 @@ METHODS = {
     "qlora": ("4bit", "bf16"),
     "inference": ("dense", "bf16"),
 }
+
 # bytes of a weight, bytes in a product
 PRECISIONS = {"fp32": (4, 4), "bf16": (2, 2), "fp16": (2, 2), "autocast": (4, 2)}
+
 OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "sgd")
+
 LARGEST = 10**9  # of batch, seq, rank and block: beyond it no run is meant
+
 CODES = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}  # bits of one index
+
 CHOICES = {
     "method": tuple(METHODS),
     "precision": tuple(PRECISIONS),

@@ -13,7 +13,7 @@ MiB (2²⁰), and every cell says which.
 
 from __future__ import annotations
 
-from ..tables import Table
+from ..system.tables import Table
 from .catalog import GPU
 from .estimate import Budget
 

@@ -3,7 +3,7 @@
 What it replaces: the parts of PEFT that fine-tuning with LoRA, rsLoRA and DoRA needs, in PEFT's
 file format.
 How it works: read layer.py first (the idea), then adapters.py (the model's switchboard), files.py
-(PEFT's folder), initial.py (PiSSA, LoftQ). This file only gathers their names:
+(PEFT's folder), starts.py (PiSSA, LoftQ). This file only gathers their names:
 `from minilora import lora; lora.add_lora(model)`.
 What it leaves out: PEFT's other methods.
 Where numerics differ: each file says so for itself.
@@ -28,7 +28,38 @@ from .adapters import (
 from .config import AdapterConfig
 from .embedding import FullModule, LoRAEmbedding
 from .files import adapter_state, load_adapter, save_adapter, save_adapters, set_adapter_state
-from .initial import linear_weights, loftq, pissa
 from .layer import LoRALinear
 from .mixing import mix_adapters
 from .rates import loraplus_groups
+from .starts import linear_weights, loftq, pissa
+
+__all__ = [
+    "AdapterConfig",
+    "FullModule",
+    "LoRAEmbedding",
+    "LoRALinear",
+    "active_adapters",
+    "adapted_layers",
+    "adapter_state",
+    "adapters",
+    "add_adapter",
+    "add_lora",
+    "count_parameters",
+    "disabled",
+    "linear_weights",
+    "load_adapter",
+    "loftq",
+    "loraplus_groups",
+    "merge",
+    "mix_adapters",
+    "mixed_batch",
+    "pissa",
+    "remove_adapter",
+    "save_adapter",
+    "save_adapters",
+    "set_adapter_state",
+    "trainable_parameters",
+    "unload",
+    "unmerge",
+    "use_adapter",
+]

@@ -22,8 +22,8 @@ from torch import nn
 from ..errors import MiniloraError
 from .config import AdapterConfig
 from .embedding import FullModule, LoRAEmbedding
-from .initial import start_adapter
 from .layer import BASE, Adapted, LoRALinear
+from .starts import start_adapter
 from .targets import HEADS, full_paths, is_linear, match_targets, original_modules, put
 
 

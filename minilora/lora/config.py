@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 
 from ..errors import MiniloraError
 
+PREFIX = "base_model.model."  # before each module's path in PEFT's files
 VARIANTS = ("lora", "rslora", "dora", "rsdora")
+
 INITS = ("kaiming", "gaussian", "random", "pissa", "loftq")
 
 

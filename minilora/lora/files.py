@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from ..errors import MiniloraError
-from ..files import atomic_folder, sort_metadata
+from ..system.files import atomic_folder, sort_metadata
 from .adapters import (
     adapted_layers,
     adapters,
@@ -36,33 +36,24 @@ from .adapters import (
     refuse_merged,
     use_adapter,
 )
-from .config import AdapterConfig
-from .initial import LOFTQ_BASE, packed_form
+from .config import PREFIX
 from .layer import expected_shapes
-from .merged import MERGED_KEY, SPLITS, merged_sample, refuse_twice
-from .targets import full_paths, is_linear, match_targets, original_modules, shortest_names
+from .merged_twice import MERGED_KEY, merged_sample, refuse_twice
+from .peft_config import from_peft, to_peft
+from .same_base import (
+    LOFTQ_KEY,
+    SAMPLE_KEY,
+    base_sample,
+    check_same_scale,
+    check_same_start,
+    compare_base,
+    loftq_form,
+    over_quantized,
+    without_base,
+)
+from .targets import full_paths, match_targets, original_modules
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-SAMPLE_KEY = "minilora_base"
-LOFTQ_KEY = "minilora_loftq_base"
-INIT_TO_PEFT = {"kaiming": True, "random": False}
-UNSUPPORTED = (
-    "layers_to_transform",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "velora_config",
-    "monteclora_config",
-    "kasa_config",
-)
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
@@ -210,101 +201,6 @@ def save_adapters(model: nn.Module, path: str | os.PathLike, base_model: str | N
         )
 
 
-def to_peft(
-    model: nn.Module, name: str, config: AdapterConfig, base_model: str | None = None
-) -> dict:
-    """The content of adapter_config.json."""
-    targets = config.targets
-    if targets == "all":
-        targets = shortest_names(
-            model,
-            [
-                path
-                for path, layer in adapted_layers(model).items()
-                if layer.has(name) and not layer.full
-            ],
-        )
-    known = getattr(getattr(model, "config", None), "_name_or_path", None)
-    init: dict = {"init_lora_weights": INIT_TO_PEFT.get(config.init, config.init)}
-    if loftq_form(model, name, config):
-        # the base is quantized before the adapter goes on: nothing is left to repeat
-        init = {"init_lora_weights": True}
-    elif config.init == "loftq":
-        # more rounds stay loftq_niter_N, which PEFT refuses: its own forget the scale
-        init["loftq_config"] = {"loftq_bits": 4, "loftq_iter": 1}
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if hasattr(model, "generate") else None,
-        "base_model_name_or_path": base_model or config.base_model or known or None,
-        "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": targets,
-        "modules_to_save": list(config.full_modules) or None,
-        "rank_pattern": dict(config.rank_pattern),
-        "alpha_pattern": dict(config.alpha_pattern),
-        **init,
-        "use_rslora": config.rslora,
-        "use_dora": config.dora,
-        "bias": "none",
-        "fan_in_fan_out": False,
-    }
-
-
-def from_peft(settings: dict, source: str) -> AdapterConfig:
-    """An AdapterConfig from the content of adapter_config.json. Raises MiniloraError for what
-    minilora does not have.
-    """
-    if not isinstance(settings, dict) or settings.get("peft_type", "LORA") != "LORA":
-        kind = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
-        raise MiniloraError(f"{source}: peft_type is {kind!r}; minilora reads LORA adapters only")
-    for field in UNSUPPORTED:
-        if settings.get(field):
-            raise MiniloraError(
-                f"{source}: {field} is {settings[field]!r}, which minilora does not support; "
-                "load this adapter with peft"
-            )
-    if settings.get("bias", "none") != "none":
-        raise MiniloraError(
-            f'{source}: bias is {settings["bias"]!r}; minilora reads adapters with bias "none" only'
-        )
-    init = settings.get("init_lora_weights", True)
-    init = {True: "kaiming", False: "random"}.get(init, init) if isinstance(init, bool) else init
-    if init in ("eva", "orthogonal"):  # these choose A and B only, and the file brings its own
-        init = "kaiming"
-    if str(init).startswith("pissa_niter"):
-        raise MiniloraError(
-            f"{source}: init_lora_weights is {init!r}, a random split that cannot be "
-            "repeated; convert the adapter to plain LoRA"
-        )
-    loftq = settings.get("loftq_config") or {}
-    if init == "loftq" and (loftq.get("loftq_bits", 4), loftq.get("loftq_iter", 1)) != (4, 1):
-        raise MiniloraError(
-            f"{source}: loftq_config is {loftq}; minilora repeats LoftQ in 4 bits with one "
-            "iteration only, convert the adapter to plain LoRA"
-        )
-    targets = settings.get("target_modules")
-    if not targets:
-        raise MiniloraError(
-            f"{source}: target_modules is {targets!r}; it must name the modules, such as "
-            '["q_proj", "v_proj"]'
-        )
-    dora, rslora = bool(settings.get("use_dora")), bool(settings.get("use_rslora"))
-    return AdapterConfig(
-        rank=settings.get("r", 8),
-        alpha=settings.get("lora_alpha", 8),
-        targets="all" if isinstance(targets, str) and targets.lower() == "all-linear" else targets,
-        dropout=settings.get("lora_dropout") or 0.0,
-        init=init,
-        variant={(0, 0): "lora", (0, 1): "rslora", (1, 0): "dora", (1, 1): "rsdora"}[dora, rslora],
-        rank_pattern=settings.get("rank_pattern") or {},
-        alpha_pattern=settings.get("alpha_pattern") or {},
-        full_modules=settings.get("modules_to_save") or (),
-        base_model=settings.get("base_model_name_or_path"),
-    )
-
-
 def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default") -> nn.Module:
     """Put the adapter in folder `path` on the model under `name` and make it the active, trainable
     one. In place.
@@ -349,83 +245,6 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     if quantized:
         model.lora_adapters[name] = dataclasses.replace(config, init="loftq")
     return set_adapter_state(model, state, name)
-
-
-def loftq_form(model: nn.Module, name: str, config: AdapterConfig) -> dict | None:
-    """How the base under an adapter from LoftQ's start is quantized; None for other starts and for
-    a base that LoftQ decoded in place.
-    """
-    layers = adapted_layers(model).values() if config.init.startswith("loftq") else ()
-    return next(
-        (packed_form(layer.original) for layer in layers if layer.has(name) and not layer.full),
-        None,
-    )
-
-
-def over_quantized(
-    config: AdapterConfig, targets: list[nn.Module], metadata: dict, source: str
-) -> bool:
-    """Whether the targets hold LoftQ's Q already. Raises MiniloraError if they hold something else
-    than what the adapter repairs.
-    """
-    stored = metadata.get(LOFTQ_KEY)
-    wanted = json.loads(stored) if stored else LOFTQ_BASE if config.init == "loftq" else None
-    forms = [packed_form(module) for module in targets]
-    if wanted is None or (
-        not stored and not any(forms)
-    ):  # a base in floating point is split anew, by the same steps
-        return False
-    for form in forms:
-        if form != wanted:
-            have = f"in {describe(form)}" if form else "not quantized"
-            raise MiniloraError(
-                f"{source} repairs (LoftQ) a base in {describe(wanted)}, and this one is {have}; "
-                + (
-                    "quantize it so before load_adapter"
-                    if stored
-                    else "load it unquantized, LoftQ does the rest (--code none)"
-                )
-            )
-    return True
-
-
-def describe(form: dict) -> str:
-    block = f" blocks of {form['block']}, double={form['double']}" if "block" in form else ""
-    return form["code"] + block
-
-
-def check_same_start(
-    model: nn.Module, config: AdapterConfig, name: str, metadata: dict, source: str
-) -> None:
-    """Raise MiniloraError if the file's numbers belong to another split of the base than the one
-    adapter `name` has made.
-    """
-    there, stored = adapters(model)[name], metadata.get(LOFTQ_KEY)
-    split = [
-        init if init.startswith(SPLITS) else "plain"
-        for init in (there.init, "loftq" if stored else config.init)
-    ]
-    if split[0] != split[1] or (json.loads(stored) if stored else None) != loftq_form(
-        model, name, there
-    ):
-        raise MiniloraError(
-            f"{source} began as {split[1]}, adapter {name!r} as {split[0]} over its own base; "
-            "load it under another name on a fresh base"
-        )
-
-
-def check_same_scale(model: nn.Module, config: AdapterConfig, name: str, source: str) -> None:
-    """Raise MiniloraError if these weights would be multiplied by another α/r than the one they
-    were trained with.
-    """
-    for path, layer in adapted_layers(model).items():
-        if layer.has(name) and not layer.full and layer.scale[name] != config.scale_of(path):
-            raise MiniloraError(
-                f"{source} was trained with alpha {config.alpha_of(path):g} and rank "
-                f"{config.rank_of(path)} at {path}, which scale by "
-                f"{config.scale_of(path):g}; adapter {name!r} scales by "
-                f"{layer.scale[name]:g}, so load it under another name"
-            )
 
 
 def find_folder(path: str | os.PathLike, name: str) -> Path:
@@ -475,61 +294,3 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             f"cannot read {path} ({error}); the file is cut short or no safetensors file, "
             "save it again"
         ) from None
-
-
-def without_base(model: nn.Module, state: dict, source: str) -> dict:
-    """`state` without the copies of base weights that PEFT adds for adapted embeddings and heads,
-    after comparing those.
-    """
-    modules, rest = original_modules(model), {}
-    for key, tensor in state.items():
-        path, _, last = key.removeprefix(PREFIX).rpartition(".base_layer.")
-        base = getattr(modules.get(path), last, None) if path else None
-        if base is None:
-            rest[key] = tensor
-        elif base.shape != tensor.shape or not torch.allclose(
-            base.detach().float().cpu(), tensor.float(), rtol=0.01, atol=1e-6
-        ):
-            raise MiniloraError(
-                f"{source}: {key} differs from the model's own {path}; load the adapter on "
-                "the base it was made for"
-            )
-    return rest
-
-
-def base_sample(model: nn.Module) -> dict[str, list]:
-    """A few numbers of the base that neither adapters nor quantization change: name -> [shape,
-    values], from embeddings and norms.
-    """
-    plain = {
-        f"{path}.{key}": value
-        for path, module in original_modules(model).items()
-        if not is_linear(module)
-        for key, value in module.named_parameters(recurse=False)
-        if value.is_floating_point() and value.device.type != "meta"
-    }
-    chosen = sorted(plain, key=lambda key: -plain[key].numel())[:4]
-    sample = {}
-    for key in sorted(chosen):
-        flat = plain[key].detach().flatten()
-        places = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long()
-        sample[key] = [
-            list(plain[key].shape),
-            [round(v, 8) for v in flat[places.to(flat.device)].tolist()],
-        ]
-    return sample
-
-
-def compare_base(ours: dict, stored: str | None, source: str) -> None:
-    """Raise MiniloraError if the sample stored with an adapter is of another base. Files without a
-    sample (PEFT's) pass.
-    """
-    for key, (shape, values) in json.loads(stored or "{}").items():
-        same = key in ours and ours[key][0] == shape
-        if not same or not all(
-            math.isclose(a, b, rel_tol=0.01, abs_tol=1e-6) for a, b in zip(ours[key][1], values)
-        ):
-            raise MiniloraError(
-                f"{source} was trained on another base: {key} differs from the model's; load "
-                "it on the base it was made for"
-            )

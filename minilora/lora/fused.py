@@ -35,7 +35,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..casting import autocast_dtype
+from ..system.precision import autocast_dtype
 
 
 class FusedLoRA(torch.autograd.Function):

@@ -97,7 +97,9 @@ def explorers(notebook) -> list:
     topics = [
         re.search(r"from minilora\.explore\.(\w+) import EXPLORER", source)[1] for source in shown
     ]
-    return [importlib.import_module(f"minilora.explore.{topic}").EXPLORER for topic in topics]
+    return [
+        importlib.import_module(f"minilora.course.explore.{topic}").EXPLORER for topic in topics
+    ]
 
 
 def move_all_sliders(lab: LabPage, notebook) -> None:

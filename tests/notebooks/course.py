@@ -4,7 +4,7 @@ import functools
 
 import nbformat
 
-from minilora.audit.claims import CLAIMS as TOLD
+from minilora.course.audit.claims import CLAIMS as TOLD
 from tools.lesson_parts import tags
 
 # Exercises that a lesson must have at least.

@@ -9,8 +9,8 @@ import matplotlib
 import pytest
 from course import code_cells, output_text, tagged
 
-from minilora.audit import numbers
-from minilora.audit.claims import CLAIMS
+from minilora.course.audit import numbers
+from minilora.course.audit.claims import CLAIMS
 from tools.project import ROOT
 
 matplotlib.use("Agg")

@@ -11,8 +11,8 @@ import matplotlib
 import pytest
 from course import EXERCISES, code_cells, number, output_text, read, tagged
 
-from minilora import exercises
-from minilora.check import judge
+from minilora.course import exercises
+from minilora.course.check import judge
 from tools.lesson_parts import tags
 from tools.project import ROOT, lessons
 

@@ -18,8 +18,8 @@ import matplotlib
 import pytest
 from course import code_cells, number, read, tagged
 
-from minilora import explore
-from minilora.explore.widget import Explorer
+from minilora.course import explore
+from minilora.course.explore.widget import Explorer
 from tools.project import lessons
 
 matplotlib.use("Agg")
@@ -32,7 +32,7 @@ def _explorers() -> dict[str, Explorer]:
     for module in pkgutil.iter_modules(explore.__path__):
         if module.name not in KIT:
             for name, value in vars(
-                importlib.import_module(f"minilora.explore.{module.name}")
+                importlib.import_module(f"minilora.course.explore.{module.name}")
             ).items():
                 if isinstance(value, Explorer):
                     found[f"{module.name}.{name}"] = value

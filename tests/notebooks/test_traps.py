@@ -13,7 +13,7 @@ import pytest
 from course import code_cells, output_text, tagged
 
 from minilora import lora, train
-from minilora.selfcheck import Report
+from minilora.train.checks import Report
 from tools.lesson_parts import tags
 from tools.project import lessons
 

@@ -1,0 +1,1 @@
+"""The budget's closed forms: bytes and operations from shapes alone."""

@@ -1,0 +1,1 @@
+"""Peaks that others published, beside what is predicted."""

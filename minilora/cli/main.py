@@ -1,0 +1,111 @@
+"""The command line: `minilora finetune | generate | evaluate | merge | budget | pretrain | doctor`.
+
+What it replaces: the example scripts of transformers and PEFT with their dozens of flags.
+How it works: each command is a module with `add_arguments(parser)` and `run(args)`; only the chosen
+one is imported, so that help and typing errors answer at once. What a user can mend arrives as
+MiniloraError and is printed as one line with exit code 2; Ctrl-C ends with 130, as a shell expects.
+What it leaves out: configuration files; a run's settings are in its run.json.
+Where numerics differ: nowhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import Interrupted, MiniloraError
+from ..system import memory
+
+COMMANDS = {
+    "finetune": (
+        "minilora.cli.finetune",
+        "train an adapter, or all weights, on your examples",
+    ),
+    "generate": ("minilora.cli.generate", "answer a prompt, or chat"),
+    "evaluate": ("minilora.cli.evaluate", "score a model on a data folder's test split"),
+    "merge": ("minilora.cli.merge", "write an adapter into its model's weights"),
+    "budget": ("minilora.cli.budget", "say what a run will need in memory, time and money"),
+    "pretrain": ("minilora.cli.pretrain", "train the shipped tiny Llama from nothing"),
+    "doctor": ("minilora.cli.doctor", "say what this machine has and what is missing"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with its complaints in one line."""
+
+    def error(self, message: str):
+        raise MiniloraError(f"{message}; see `{self.prog} --help`")
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return (
+        "usage: minilora COMMAND [options]\n\n"
+        + "\n".join(lines)
+        + "\n\n`minilora COMMAND --help` lists a command's options."
+    )
+
+
+def _run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        from .. import __version__
+
+        print(f"minilora {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise MiniloraError(f"there is no command {argv[0]!r}; choose {', '.join(COMMANDS)}")
+    module_name, text = COMMANDS[argv[0]]
+    module = importlib.import_module(module_name)
+    parser = Parser(prog=f"minilora {argv[0]}", description=text, allow_abbrev=False)
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(list(argv[1:]))) or 0
+
+
+def _complain(message: str) -> None:
+    print("minilora: " + " ".join(message.split()), file=sys.stderr)
+
+
+MEMORY = {  # what a command can do about a full memory; finetune, which knows more, says it itself
+    "evaluate": "lower --batch, or quantize the base with --code nf4",
+    "generate": "lower --max-new, or quantize the base with --code nf4",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(argv)
+    except MiniloraError as error:
+        _complain(str(error))
+    except Interrupted as error:
+        _complain(str(error))
+        return 130
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except SystemExit as error:  # argparse after --help
+        return int(error.code or 0)
+    except BrokenPipeError:
+        # `minilora generate … | head`: the reader has gone, nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except Exception as error:
+        if memory.full(error):
+            _complain(
+                f"the memory is full; {MEMORY.get(argv[0], 'end what else runs, or take a machine with more memory')}"
+            )
+        elif isinstance(error, OSError):
+            _complain(
+                f"{error.filename or 'the disk'}: {error.strerror or error}; check the path, "
+                "its permissions and the free space"
+            )
+        else:
+            raise
+    return 2

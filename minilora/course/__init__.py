@@ -1,0 +1,1 @@
+"""What the lessons use: checks, exercises, sliders, traps and the audit. Nothing else may import it."""

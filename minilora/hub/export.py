@@ -1,0 +1,32 @@
+"""What was trained by transformers and PEFT, written to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .loading import libraries
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def save_adapter(model: nn.Module, path: str | Path, base_model: str | None = None) -> None:
+    """Write the adapter as PEFT does: adapter_config.json and adapter_model.safetensors, both or
+    neither.
+    """
+    from ..system.files import atomic_folder
+
+    model.peft_config["default"].base_model_name_or_path = base_model
+    with atomic_folder(path) as folder, libraries():
+        # "auto" would ask the hub for the base's vocabulary
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # a form to be filled in
+
+
+def save_model(model: nn.Module, path: str | Path) -> None:
+    """Write transformers' model with all its weights as a folder, whole or not at all."""
+    from ..system.files import atomic_folder
+
+    with atomic_folder(path) as folder, libraries():
+        model.save_pretrained(folder, max_shard_size="50GB")

@@ -1,0 +1,237 @@
+"""The Llama transformer, from scratch, in plain PyTorch.
+
+What it replaces: transformers' `LlamaForCausalLM` (Llama 2 and 3, TinyLlama, SmolLM2). Parameter
+names are Hugging Face's, so a state dict, a LoRA target or an adapter file fits both.
+How it works: token vectors run through N equal layers. Each adds attention (rotary positions,
+grouped key/value heads, causal) and then a gated MLP to the running vector, each behind an RMSNorm;
+a last norm and a linear head give the logits. `checkpoint.py` reads and writes folders,
+`sampling.py` generates.
+What it leaves out: attention dropout, tensor parallelism, and the rope types `dynamic`, `yarn` and
+`longrope`.
+Where numerics differ: in fp32 nothing beyond the order of additions inside the library's own fused
+kernels (within 1e-5 of transformers' logits). Rope tables stay in fp32 when the model is cast, as
+the tables of a freshly loaded transformers model do. Outputs at padded positions are finite but
+mean nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from .cache import Cache
+from .config import Config
+from .fused_ops import gated, rms_norm, turned
+
+ROPE_ROWS = 4096  # positions tabled at first; longer inputs grow the table
+
+
+def rope_frequencies(config: Config) -> Tensor:
+    """Angle per position of each pair of dimensions, (head_dim/2,): θ^(-2i/d), scaled for long
+    contexts if asked.
+
+    `llama3` leaves fast pairs alone, slows slow ones by `factor` and blends between (Llama 3.1's
+    scheme).
+    """
+    dim = config.head_dim
+    # (D/2,)
+    inverse = 1.0 / (config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "linear":
+        inverse = inverse / scaling["factor"]
+    elif kind == "llama3":
+        factor, low, high = (
+            scaling["factor"],
+            scaling["low_freq_factor"],
+            scaling["high_freq_factor"],
+        )
+        old_length = scaling["original_max_position_embeddings"]
+        wavelength = 2 * math.pi / inverse
+        slow = torch.where(wavelength > old_length / low, inverse / factor, inverse)
+        blend = (old_length / wavelength - low) / (high - low)
+        middle = (wavelength <= old_length / low) & (wavelength >= old_length / high)
+        inverse = torch.where(middle, (1 - blend) * slow / factor + blend * slow, slow)
+    return inverse
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (a, b) = (x[i], x[i + D/2]) by its position's angle: (a·cos − b·sin, b·cos +
+    a·sin).
+
+    x (B, H, T, D); cos and sin broadcast to it, and the first half of sin carries the minus.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return turned(x, cos, sin)  # the same numbers, quicker backward
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin  # the roll swaps a and b
+
+
+class RotaryTable(nn.Module):
+    """Tables of cos and (−sin, sin), a row per position; kept in fp32 whatever the model is cast
+    to, and never saved.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.build(min(config.max_position_embeddings, ROPE_ROWS))
+
+    def build(self, rows: int, device: torch.device | str | None = None) -> None:
+        """Fill the tables for positions 0 … rows-1."""
+        inverse = rope_frequencies(self.config).to(device)
+        angles = torch.arange(rows, device=inverse.device).float()[:, None] * inverse  # (rows, D/2)
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)  # (rows, D)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)  # (rows, D)
+
+    # called by .to(), .half(), .cuda() …: follow the device, not the dtype
+    def _apply(self, fn, recurse=True):
+        device = fn(self.cos).device
+        if device != self.cos.device:
+            self.build(self.cos.shape[0], device)
+        return self
+
+    def forward(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """cos and sin for positions start … stop-1, (T, D) each."""
+        if stop > self.cos.shape[0]:
+            self.build(max(stop, 2 * self.cos.shape[0]), self.cos.device)
+        return self.cos[start:stop], self.sin[start:stop]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + ε) · weight, the mean taken in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; each key/value head serves a group of query heads."""
+
+    # pretraining puts another way to the same result here
+    attend = staticmethod(F.scaled_dot_product_attention)
+
+    def __init__(self, config: Config, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.heads, self.groups, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        query, key = self.heads * self.head_dim, self.groups * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query, config.hidden_size, bias=config.attention_bias)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H·D), (B, T, G·D) twice
+        # (B, H, T, D)
+        q = rotate(q.view(B, T, self.heads, self.head_dim).transpose(1, 2), cos, sin)
+        # (B, G, T, D)
+        k = rotate(k.view(B, T, self.groups, self.head_dim).transpose(1, 2), cos, sin)
+        v = v.view(B, T, self.groups, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        if cache is not None:
+            k, v = cache.extend(self.index, k, v)  # (B, G, S, D)
+        grouped = self.heads != self.groups
+        y = self.attend(
+            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias
+        )
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+
+
+class Layer(nn.Module):
+    """One block: attention and MLP, each added to the running vector."""
+
+    def __init__(self, config: Config, index: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, index)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def visible_keys(attention_mask: Tensor, length: int) -> Tensor:
+    """Which keys the last `length` queries may see, (B, 1, T, S) bool: real ones, not later, and
+    always itself (so that no padded query is left without a key, which would give NaN).
+    """
+    S = attention_mask.shape[1]
+    order = torch.arange(S, device=attention_mask.device)
+    query = order[S - length :, None]  # (T, 1)
+    real = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+    return (real & (order <= query)) | (order == query)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and last norm: token ids (B, T) → hidden vectors (B, T, C)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Layer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryTable(config)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        T, seen = ids.shape[1], 0 if cache is None else cache.length
+        x = self.embed_tokens(ids)  # (B, T, C)
+        cos, sin = (
+            self.rotary(seen, seen + T) if attention_mask is None else self.rotary(0, seen + T)
+        )
+        mask = None
+        if attention_mask is not None:
+            mask = visible_keys(attention_mask, T)  # (B, 1, T, S)
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]  # (B, T)
+            cos, sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # (B, 1, T, D)
+        elif seen and T > 1:
+            mask = visible_keys(ids.new_ones(1, seen + T), T)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        for layer in self.layers:
+            if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
+                x = recompute(layer, x, cos, sin, mask, None, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask, cache)
+        if cache is not None:
+            cache.length = seen + T
+        return self.norm(x)

@@ -1,0 +1,276 @@
+"""QLoRA: a frozen linear layer in 4 bits, with an adapter on top that trains (Dettmers et al. 2023,
+arXiv:2305.14314).
+
+What it replaces: `bitsandbytes.nn.Linear4bit` under PEFT's LoRA layer.
+How it works: `quantize_model` puts a `QLinear` in the place of each linear layer. It keeps 4-bit
+indices and scales, and decodes the weight W into one shared buffer whenever it is needed. With s
+the scale of the adapter:
+
+    forward     y = x W^T + s (x A^T) B^T
+    backward    dx = g W + s (g B) A        g is dL/dy
+                dA = s (g B)^T x            (r, in)
+                dB = s g^T (x A^T)          (out, r)
+
+so only x and x A^T need to be kept; W is decoded again, which costs far less than the products it
+takes part in.
+What it leaves out: gradients for W (it is frozen), kernels that multiply packed weights directly,
+double backward.
+Where numerics differ: the decoded W is right for every shape; bitsandbytes on a CPU is not, and it
+loses the input's gradient after an evaluation. The adapter is computed in the input's type, as
+under autocast; PEFT takes a bf16 input up to fp32 for it. Products are added inside the matrix
+product, so the last bit may differ from the plain version's.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import MiniloraError
+from ..quantize import bnb_format
+from ..quantize.blockwise import Quantized, quantize
+from ..system.precision import autocast_dtype
+
+# bytes; larger blocks the C library often returns to the system, and touching their pages anew
+# costs a third of decoding
+HELD_FROM = 1 << 22
+
+_scratch = threading.local()
+
+
+def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """One piece of memory for each thread and dtype, as large as the largest layer, in which every
+    W is decoded.
+
+    Only where the allocator would not reuse it by itself: a GPU's does (and streams may overlap
+    there), and so does the C library for what is small, so that nothing needs to be held between
+    layers.
+    """
+    size = shape[0] * shape[1]
+    if device.type != "cpu" or size * dtype.itemsize < HELD_FROM:
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = _scratch.__dict__.get(dtype)
+    if memory is None or memory.numel() < size:
+        memory = _scratch.__dict__[dtype] = torch.empty(size, dtype=dtype)
+    return memory[:size].view(shape)
+
+
+class QLinear(nn.Module):
+    """A linear layer whose weight is kept quantized and frozen. Holds `quantized`'s arrays as
+    buffers.
+    """
+
+    def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = quantized.shape
+        self._hold(quantized)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def _hold(self, quantized: Quantized) -> None:
+        self._form = quantized  # everything but the arrays, which live in the buffers
+        self.register_buffer("weight", quantized.packed)
+        self.register_buffer("absmax", quantized.absmax)
+        self.register_buffer(
+            "nested_absmax", None if quantized.nested is None else quantized.nested.absmax
+        )
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, code="nf4", block: int = 64, double: bool = True
+    ) -> QLinear:
+        return cls(quantize(linear.weight.detach(), code, block, double), linear.bias).train(
+            linear.training
+        )
+
+    @property
+    def quantized(self) -> Quantized:
+        """The weight as `quantize` returned it, on the device where the layer is now."""
+        q = self._form
+        if q.packed is not self.weight or q.absmax is not self.absmax:  # moved or loaded since
+            nested = q.nested and replace(q.nested, absmax=self.nested_absmax)
+            q = self._form = replace(q, packed=self.weight, absmax=self.absmax, nested=nested)
+        return q
+
+    def _apply(self, fn, recurse: bool = True):
+        """Follow `.to(device)`; the scales stay fp32 whatever type the model is cast to."""
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
+        """The keys that transformers and bitsandbytes use for a 4-bit weight."""
+        destination.update(bnb_format.to_tensors(self.quantized, prefix + "weight"))
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        name, device = prefix + "weight", self.weight.device
+        if not bnb_format.quantized_names(bnb_format.part_keys(state_dict, name)):
+            missing_keys.append(f"{name}.quant_state")
+            return
+        q = bnb_format.from_tensors(
+            {key: state_dict[key].to(device) for key in bnb_format.part_keys(state_dict, name)},
+            name,
+        )
+        if q.shape != self._form.shape:
+            error_msgs.append(
+                f"{name} has shape {list(q.shape)}, the layer needs {list(self._form.shape)}"
+            )
+            return
+        self._hold(q)
+        if self.bias is not None:
+            (
+                self.bias.data.copy_(state_dict[prefix + "bias"])
+                if prefix + "bias" in state_dict
+                else missing_keys.append(prefix + "bias")
+            )
+
+    def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The decoded weight as a tensor of its own (out, in), for an exact merge."""
+        return self.quantized.dequantize(dtype)
+
+    dequantize = dense_weight
+
+    def decode(self, dtype: torch.dtype) -> torch.Tensor:
+        """The decoded weight in the shared buffer: valid until the next layer decodes."""
+        return self.quantized.dequantize(
+            out=_buffer(self.quantized.shape, dtype, self.quantized.packed.device)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _FrozenLinear.apply(_autocast(x), self.bias, self)
+
+    def lora_forward(
+        self, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """x W^T + bias + scale (x A^T) B^T, with the hand-written backward. x: (..., in), A: (r,
+        in), B: (out, r).
+        """
+        x = _autocast(x)
+        return _FusedQLoRA.apply(x, A.to(x.dtype), B.to(x.dtype), self.bias, float(scale), self)
+
+    def extra_repr(self) -> str:
+        q = self.quantized
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, code={q.code}, "
+            f"block={q.block}, double={q.nested is not None}"
+        )
+
+
+def lora_forward_plain(
+    layer: QLinear, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The three lines that the fused function must equal: autograd keeps W, x and every
+    intermediate.
+    """
+    # (out, in), (r, in), (out, r)
+    W, A, B = layer.dense_weight(x.dtype), A.to(x.dtype), B.to(x.dtype)
+    y = F.linear(x, W, _bias(layer.bias, x.dtype))  # (..., out)
+    return y + F.linear(F.linear(x, A), B) * scale
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    """x in autocast's type inside its region. A custom function is not on autocast's list, so it
+    asks by itself.
+    """
+    return x.to(autocast_dtype(x.device.type) or x.dtype)
+
+
+def _bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if bias is None else bias.to(dtype)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """y = x W^T + b with W decoded for the moment. Keeps nothing: dx = g W needs W alone."""
+
+    @staticmethod
+    def forward(ctx, x, bias, layer):
+        ctx.layer, ctx.bias_dtype = layer, None if bias is None else bias.dtype
+        return F.linear(x, layer.decode(x.dtype), _bias(bias, x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        dx = g @ ctx.layer.decode(g.dtype) if ctx.needs_input_grad[0] else None
+        db = (
+            g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias_dtype)
+            if ctx.needs_input_grad[1]
+            else None
+        )
+        return dx, db, None
+
+
+class _FusedQLoRA(torch.autograd.Function):
+    """The equations at the top of this file. All products of the adapter are added in place by the
+    matrix product itself.
+    """
+
+    @staticmethod
+    def forward(ctx, x, A, B, bias, scale, layer):
+        y = F.linear(x, layer.decode(x.dtype), _bias(bias, x.dtype))  # (..., out)
+        xa = F.linear(x, A)  # (..., r)
+        _rows(y).addmm_(_rows(xa), B.t(), alpha=scale)
+        ctx.save_for_backward(x, xa, A, B)
+        ctx.layer, ctx.scale, ctx.bias_dtype = layer, scale, None if bias is None else bias.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, xa, A, B = ctx.saved_tensors
+        need_x, need_A, need_B, need_bias = ctx.needs_input_grad[:4]
+        dx = dA = dB = db = None
+        rows = _rows(g)  # (N, out)
+        if need_x or need_A:
+            gb = (rows @ B).mul_(ctx.scale)  # (N, r)
+        if need_A:
+            dA = gb.t() @ _rows(x)  # (r, in)
+        if need_B:
+            # (out, r); this order of the product reads g row by row
+            dB = (_rows(xa).t() @ rows).mul_(ctx.scale).t()
+        if need_x:
+            dx = (rows @ ctx.layer.decode(g.dtype)).addmm_(gb, A).view(x.shape)  # (N, in)
+        if need_bias:
+            db = rows.sum(0).to(ctx.bias_dtype)
+        return dx, dA, dB, db, None, None
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def quantize_model(model: nn.Module, code="nf4", double: bool = True, block: int = 64) -> nn.Module:
+    """Replace the linear layers of `model`, ours or transformers', by frozen `QLinear`s, in place.
+
+    Embeddings and the output head stay as they are, and every parameter that is left is frozen.
+    Raises MiniloraError if there is no linear layer, adapters are on the model already, or for what
+    `quantize` refuses.
+    """
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise MiniloraError(
+            "adapters are on the model already; call quantize_model first, then add_lora"
+        )
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and name != "lm_head" and child is not head
+    ]
+    if not found:
+        raise MiniloraError(
+            "the model has no linear layer to quantize (embeddings and lm_head are left alone)"
+        )
+    for parent, name, child in found:
+        setattr(parent, name, QLinear.from_linear(child, code, block, double))
+    return model.requires_grad_(False)

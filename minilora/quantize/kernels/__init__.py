@@ -1,0 +1,1 @@
+"""Encode and decode in blocks, once for each kind of machine, under the same names."""

@@ -1,0 +1,1 @@
+"""What every other room stands on: files, memory, precision, the hub's files, tables."""

@@ -1,0 +1,130 @@
+"""A full memory as one line: what was being done, and what to change; and nothing of the broken
+step left behind.
+
+What it replaces: thirty lines of traceback that end in "CUDA out of memory", and the kernel
+restarted because of what they hold on to.
+How it works: `full` knows a full memory by torch's, CUDA's, NumPy's and the system's own words.
+`named` turns it into `MemoryFull`, after it has emptied the frames of the traceback: an exception
+keeps its frames, frames keep their variables, and in a notebook the last exception is kept for
+long, so that without this the activations of the broken step would still be there when the cell is
+run again.
+What it leaves out: the process that the system kills; it is told nothing, and its run goes on from
+the last saved state.
+Where numerics differ: nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import MemoryFull, MiniloraError
+
+SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "alloc_failed",
+)
+
+
+def full(error: BaseException) -> bool:
+    """Is `error`, raised by whichever library, the news that no memory was left?"""
+    if isinstance(error, MiniloraError):
+        return isinstance(error, MemoryFull)
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SIGNS)
+
+
+def asked(error: BaseException) -> str:
+    """How much was asked for when it failed, in the error's own unit; "" if it does not say."""
+    found = re.search(r"allocate ([\d.]+) ?(bytes|[KMG]iB)", str(error))
+    if found is None:
+        return ""
+    number, unit = found.groups()
+    if unit != "bytes":
+        return f"{number} {unit}"
+    return f"{int(number) / 1e9:.2f} GB" if int(number) >= 1e9 else f"{int(number) / 1e6:.1f} MB"
+
+
+def release(error: BaseException) -> None:
+    """Drop what the frames of `error` hold, and what torch keeps of it on a GPU."""
+    # frames that still run, ours and the caller's, keep theirs
+    traceback.clear_frames(error.__traceback__)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def named(
+    doing: Callable[[], str] | str,
+    remedy: Callable[[], str] | str,
+    clean: Callable[[], object] = lambda: None,
+) -> Iterator[None]:
+    """Raise MemoryFull("the memory is full: DOING; REMEDY") in the place of a library's error;
+    every other passes.
+
+    clean: called before, to drop what the caller still holds.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryFull) or not full(error):
+            raise
+        release(error)
+        clean()
+        what, more = doing() if callable(doing) else doing, asked(error)
+        told = f"the memory is full: {what}" + (f", as {more} more were asked for" if more else "")
+        raise MemoryFull(f"{told}; {remedy() if callable(remedy) else remedy}", told) from None
+
+
+MEMINFO = Path("/proc/meminfo")
+
+GROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+def available(device: str) -> int | None:
+    """Bytes that are free on the device; None where the system does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        # the name "cuda" alone is refused by older torch
+        return torch.cuda.mem_get_info(torch.device(device).index)[0]
+    found = []
+    if MEMINFO.is_file():
+        fields = dict(
+            line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line
+        )
+        if "MemAvailable" in fields:
+            found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    for most, used in GROUPS:
+        if most.is_file() and used.is_file() and most.read_text().strip().isdigit():
+            found.append(int(most.read_text()) - int(used.read_text()))
+    limit = _addresses_left()
+    if found and limit is not None:
+        found.append(limit)
+    return max(0, min(found)) if found else None
+
+
+def _addresses_left() -> int | None:
+    """Bytes that this process may still map under its limit; None without one."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except ImportError:  # Windows
+        return None
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

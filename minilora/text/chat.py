@@ -1,0 +1,149 @@
+"""A chat with a model: the history that still fits, the answer as it grows, and a stop that is
+heard.
+
+What it replaces: `transformers chat` and `TextIteratorStreamer`.
+How it works: `reply` continues a row of ids and hands on every piece of text as soon as its bytes
+are complete; before each token it asks whether to stop. A `Conversation` keeps the turns, puts them
+into the model's format (text.encode_prompt), and lets the oldest question and answer go where they
+no longer fit the model's positions. The model is our Llama, or another behind `hub.answering`.
+What it leaves out: system prompts, tools, several conversations in one batch.
+Where numerics differ: nowhere; see sampling.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import MiniloraError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .tokenizer import Tokenizer
+
+
+class Stream:
+    """Calls `show` with each new piece of an answer; holds back a character whose bytes are not all
+    there yet.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[int], show: Callable[[str], object]):
+        self.tokenizer, self.stops, self.show = tokenizer, stops, show
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def __call__(self, tokens: list[int]) -> None:
+        if tokens[0] in self.stops:
+            return
+        self.ids.append(tokens[0])
+        text = self.tokenizer.decode(self.ids)
+        if not text.endswith("\ufffd"):
+            self._more(text)
+
+    def _more(self, text: str) -> None:
+        self.show(text[len(self.shown) :])
+        self.shown = text
+
+    def finish(self) -> str:
+        """Show what was held back; returns the whole answer."""
+        text = self.tokenizer.decode(self.ids)
+        if text != self.shown:
+            self._more(text)
+        return self.shown
+
+
+class _Stopped(Exception):
+    """Ends `generate` from inside: nobody wants the next token."""
+
+
+def stop_ids(model: nn.Module, tokenizer: Tokenizer) -> list[int]:
+    """What ends an answer: the tokenizer's EOS and whatever the model's configuration names."""
+    own = model.config.eos_token_id
+    return sorted(
+        {tokenizer.eos_id, *(own if isinstance(own, list) else [] if own is None else [own])}
+    )
+
+
+def reply(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    max_new: int,
+    *,
+    show: Callable[[str], object] = lambda piece: None,
+    stop: Callable[[], bool] = lambda: False,
+    **sampling,
+) -> str:
+    """The continuation of `ids`, at most `max_new` tokens; `sampling` is temperature, top_k, top_p
+    and seed of `generate`.
+
+    Raises MiniloraError where the ids leave no room for an answer.
+    """
+    import torch
+
+    limit = model.config.max_position_embeddings
+    if len(ids) + 1 > limit:
+        raise MiniloraError(
+            f"the prompt has {len(ids)} tokens, the model has room for {limit - 1}; shorten it"
+        )
+    stops = stop_ids(model, tokenizer)
+    stream = Stream(tokenizer, stops, show)
+
+    def on_token(tokens: list[int]) -> None:
+        stream(tokens)
+        if stop():
+            raise _Stopped
+
+    device = next(model.parameters()).device
+    try:
+        model.generate(
+            torch.tensor([ids], device=device),
+            min(max_new, limit - len(ids)),
+            stop=stops,
+            on_token=on_token,
+            **sampling,
+        )
+    except _Stopped:
+        return stream.shown  # without the first bytes of a character that will not come
+    return stream.finish()
+
+
+class Conversation:
+    """The turns of a chat, as `{"role", "content"}`, and the model that answers."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, max_new: int = 128, **sampling):
+        self.model, self.tokenizer, self.max_new, self.sampling = (
+            model,
+            tokenizer,
+            max_new,
+            sampling,
+        )
+        self.turns: list[dict] = []
+
+    def ask(
+        self,
+        prompt: str,
+        show: Callable[[str], object] = lambda piece: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> str:
+        """Add the question and its answer to the turns; returns the answer, or the part of it that
+        was there when `stop` said so.
+        """
+        from .prompts import encode_prompt
+
+        turns = [*self.turns, {"role": "user", "content": prompt}]
+        room = self.model.config.max_position_embeddings - self.max_new
+        while len(turns) > 1 and len(encode_prompt(turns, self.tokenizer)) > room:
+            del turns[:2]  # the oldest question and its answer
+        answer = reply(
+            self.model,
+            self.tokenizer,
+            encode_prompt(turns, self.tokenizer),
+            self.max_new,
+            show=show,
+            stop=stop,
+            **self.sampling,
+        )
+        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        return answer

@@ -1,0 +1,51 @@
+"""Exact match: greedy answers beside the wanted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..system.precision import device_of, mode
+from ..text.prompts import question_and_answer
+from ..text.tokenizer import Tokenizer
+
+
+def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])  # (B, T)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])  # (B, T)
+    return ids, mask
+
+
+def exact_match(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    examples: Sequence[dict],
+    batch_size: int = 32,
+    progress: bool = False,
+) -> tuple[int, int, list[str]]:
+    """Greedy answers beside the expected ones: `(hits, number, answers)`; outer white space does
+    not count.
+
+    An answer is broken off a few tokens after the longest expected one of its batch: by then it is
+    wrong anyway.
+    """
+    from tqdm.auto import tqdm
+
+    pairs = [question_and_answer(example, tokenizer) for example in examples]
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
+    answers = [""] * len(pairs)
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    with mode(model, False), torch.no_grad():
+        for chunk in tqdm(chunks, disable=not progress, leave=False):
+            ids, mask = left_pad([pairs[i][0] for i in chunk], tokenizer.pad_id)
+            ids, mask = ids.to(device_of(model)), mask.to(device_of(model))
+            new = max(len(tokenizer.encode(pairs[i][1])) for i in chunk) + 4
+            out = model.generate(ids, new, attention_mask=mask, stop=tokenizer.eos_id)
+            for i, row in zip(chunk, out[:, ids.shape[1] :].tolist()):
+                row = row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row
+                answers[i] = tokenizer.decode(row)
+    hits = sum(answer.strip() == expected.strip() for answer, (_, expected) in zip(answers, pairs))
+    return hits, len(pairs), answers

@@ -1,0 +1,483 @@
+"""LoRA layers against PEFT's: outputs, gradients, merges, mixtures and mixed batches."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from minilora import lora
+from minilora.lora.layer import LoRALinear
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+
+VARIANTS = ["lora", "rslora", "dora", "rsdora"]
+
+
+class Toy(nn.Module):
+    """Linear layers of unlike sizes, one with a bias, an embedding and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(11, 6)
+        self.wide = nn.Linear(6, 10)
+        self.narrow = nn.Linear(10, 7, bias=False)
+        self.lm_head = nn.Linear(7, 11, bias=False)
+
+    def forward(self, ids):
+        return self.lm_head(torch.tanh(self.narrow(torch.tanh(self.wide(self.embed_tokens(ids))))))
+
+
+def toy(seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return Toy().to(dtype)
+
+
+def llama(tied=False, dtype=torch.float32):
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=48,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=tied,
+    )
+    return transformers.LlamaForCausalLM(config).eval().to(dtype)
+
+
+def scramble(model, seed=3):
+    """Random, non-zero numbers in everything that trains, so that no error can hide behind B =
+    0.
+    """
+    torch.manual_seed(seed)
+    for parameter in lora.trainable_parameters(model):
+        noise = torch.randn(parameter.shape, dtype=parameter.dtype)
+        parameter.data.copy_(parameter.data + 0.1 * noise if parameter.ndim == 1 else 0.3 * noise)
+    return model
+
+
+def peft_twin(base, config, model, name="default"):
+    """PEFT's model with the weights of our adapter, set through PEFT's own function."""
+    twin = peft.get_peft_model(copy.deepcopy(base), config, adapter_name=name)
+    state = lora.adapter_state(model, name)
+    result = peft.set_peft_model_state_dict(twin, state, adapter_name=name)
+    assert not result.unexpected_keys
+    return twin
+
+
+def logits(model, ids):
+    out = model(ids)
+    return out if isinstance(out, torch.Tensor) else out.logits
+
+
+IDS = torch.tensor([[1, 5, 2, 9], [3, 3, 0, 10], [7, 8, 4, 6]])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("targets", ["all", ["wide", "lm_head"], r".*(arr|wid).*"])
+def test_forward_is_bit_equal_to_peft(variant, targets):
+    base = toy()
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, targets, variant=variant))
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules=["wide", "narrow"] if targets == "all" else targets,
+        use_rslora="rs" in variant,
+        use_dora="dora" in variant,
+    )
+    twin = peft_twin(base, config, ours)
+    if "dora" in variant:  # PEFT forms B A through an identity matrix: the last bit may differ
+        torch.testing.assert_close(logits(ours, IDS), logits(twin, IDS), rtol=1e-6, atol=1e-6)
+    else:
+        assert torch.equal(logits(ours, IDS), logits(twin, IDS))
+
+
+@pytest.mark.parametrize("alpha", [4, 8, 12])  # scale 1 and 2: powers of two; 3: not
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_gradients_equal_pefts(variant, alpha):
+    base = llama()
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 4, alpha, variant=variant))
+    twin = peft_twin(
+        base,
+        peft.LoraConfig(
+            r=4, lora_alpha=alpha, target_modules="all-linear", use_dora=variant == "dora"
+        ),
+        ours,
+    )
+    ids = torch.randint(0, 48, (2, 9))
+    for model in (ours, twin):
+        model.train()
+        model(input_ids=ids, labels=ids).loss.backward()
+    theirs = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+    checked = 0
+    for path, layer in lora.adapted_layers(ours).items():
+        for key, parameter in layer.tensors("default").items():
+            key = key.replace("_A.weight", "_A.default.weight").replace(
+                "_B.weight", "_B.default.weight"
+            )
+            key = key.replace("magnitude_vector", "magnitude_vector.default.weight")
+            expected = theirs.pop(f"base_model.model.{path}.{key}")
+            torch.testing.assert_close(parameter.grad, expected, rtol=2e-4, atol=1e-6)
+            checked += 1
+    assert checked >= 28 and not theirs
+
+
+@given(
+    rows=st.integers(1, 9),
+    size_in=st.integers(1, 40),
+    size_out=st.integers(1, 40),
+    data=st.data(),
+    alpha=st.sampled_from([0.5, 1, 3, 8, 10, 16]),
+    bias=st.booleans(),
+    lead=st.sampled_from([(), (2,), (2, 3)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_forward_and_merge_are_bit_equal(
+    rows, size_in, size_out, data, alpha, bias, lead
+):
+    rank = data.draw(st.integers(1, min(size_in, size_out)))
+    torch.manual_seed(rows + 100 * size_in)
+    model = nn.Sequential(nn.Linear(size_in, size_out, bias=bias))
+    base = copy.deepcopy(model)
+    scramble(lora.add_lora(model, rank, alpha, ["0"]))
+    twin = peft_twin(base, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"]), model)
+    x = torch.randn(*lead, rows, size_in)
+    assert torch.equal(model(x), twin(x))
+    lora.merge(model)
+    assert torch.equal(model(x), twin.merge_and_unload()(x))
+    A, B = model[0].lora_A["default"], model[0].lora_B["default"]
+    assert torch.equal(model[0].base.weight, base[0].weight + (B @ A) * (alpha / rank))
+
+
+@given(
+    rows=st.integers(0, 33),
+    size_in=st.integers(1, 70),
+    size_out=st.integers(1, 70),
+    data=st.data(),
+    scale=st.sampled_from([0.25, 1.0, 2.0, 1.7, 3.0]),
+    bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=80, deadline=None)
+def test_fused_equals_plain(rows, size_in, size_out, data, scale, bias, dtype):
+    rank = data.draw(st.integers(1, min(size_in, size_out)))
+    torch.manual_seed(rank)
+    layer = LoRALinear(nn.Linear(size_in, size_out, bias=bias, dtype=dtype))
+    layer.add("a", rank, scale)
+    layer.lora_B["a"].data.normal_()
+    x = torch.randn(2, rows, size_in, dtype=dtype, requires_grad=True)
+    weigh = torch.randn(2, rows, size_out, dtype=dtype)
+    results = []
+    for forward in (layer, lambda x: layer.adapt("a", x, layer.base(x))):
+        y = forward(x)
+        results.append(
+            (
+                y.detach(),
+                *torch.autograd.grad((y * weigh).sum(), [x, layer.lora_A["a"], layer.lora_B["a"]]),
+            )
+        )
+    if dtype == torch.float32:
+        assert torch.equal(results[0][0], results[1][0])
+    for fused, plain in zip(*results):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_gradients_equal_finite_differences():
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(5, 7, dtype=torch.float64))
+    layer.add("a", 3, 1.7)
+    inputs = [torch.randn(4, 5), layer.lora_A["a"].detach(), torch.randn(7, 3)]
+    inputs = [tensor.double().requires_grad_(True) for tensor in inputs]
+    from minilora.lora.fused import fused_lora
+
+    def call(x, A, B):
+        return fused_lora(x, layer.base.weight, layer.base.bias, A, B, 1.7)
+
+    assert torch.autograd.gradcheck(call, inputs)
+
+
+def test_over_a_bf16_base_the_detour_is_rounded_to_bf16():
+    base = llama(dtype=torch.bfloat16)
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 4, 8))
+    # so that the detour is about as strong as the base, not fifty times
+    for layer in lora.adapted_layers(ours).values():
+        layer.lora_B["default"].data.mul_(
+            layer.base.weight.float().norm() / layer.delta("default").detach().norm()
+        )
+    twin = peft_twin(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), ours)
+    assert all(p.dtype == torch.float32 for p in lora.trainable_parameters(ours))
+    ids = torch.randint(0, 48, (2, 9))
+    exact = peft_twin(
+        base.float(), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), ours
+    )
+    truth = logits(exact, ids)
+    errors = [(logits(model, ids).float() - truth).square().mean().sqrt() for model in (ours, twin)]
+    assert errors[0] < 2 * errors[1] < 0.02 * truth.std()
+    lora.merge(ours)
+    merged = twin.merge_and_unload()
+    theirs = dict(merged.named_parameters())
+    for path, layer in lora.adapted_layers(ours).items():
+        assert layer.base.weight.dtype == torch.bfloat16
+        assert torch.equal(layer.base.weight, theirs[f"{path}.weight"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merge_is_bit_equal_to_peft_and_unmerge_restores_the_bits(variant):
+    base = llama()
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, variant=variant))
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules="all-linear",
+        use_rslora="rs" in variant,
+        use_dora="dora" in variant,
+    )
+    theirs = dict(peft_twin(base, config, ours).merge_and_unload().named_parameters())
+    ids = torch.randint(0, 48, (2, 9))
+    before = logits(ours, ids)
+    lora.merge(ours)
+    torch.testing.assert_close(logits(ours, ids), before, rtol=1e-4, atol=1e-5)
+    for path, layer in lora.adapted_layers(ours).items():
+        assert torch.equal(layer.base.weight, theirs[f"{path}.weight"])
+    lora.unmerge(ours)
+    assert torch.equal(logits(ours, ids), before)
+    originals = dict(base.named_parameters())
+    for path, layer in lora.adapted_layers(ours).items():
+        assert torch.equal(layer.base.weight, originals[f"{path}.weight"])
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_embedding_and_head(variant):
+    base = toy()
+    targets = ["embed_tokens", "lm_head", "wide"]
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, targets, variant=variant))
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, use_dora=variant == "dora")
+    twin = peft_twin(base, config, ours)
+    torch.testing.assert_close(logits(ours, IDS), logits(twin, IDS), rtol=1e-6, atol=1e-6)
+    if variant == "lora":
+        assert torch.equal(logits(ours, IDS), logits(twin, IDS))
+    for model in (ours, twin):
+        (logits(model, IDS) ** 2).sum().backward()
+    for ab in "AB":
+        mine = getattr(ours.embed_tokens, f"lora_embedding_{ab}")["default"].grad
+        theirs = getattr(twin.base_model.model.embed_tokens, f"lora_embedding_{ab}")["default"].grad
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    lora.merge(ours)
+    merged = twin.merge_and_unload()
+    assert torch.equal(ours.embed_tokens.base.weight, merged.embed_tokens.weight)
+
+
+def test_dropout_drops_the_detour_alone_as_peft_does():
+    base = toy()
+    for variant in ("lora", "dora"):
+        ours = scramble(
+            lora.add_lora(copy.deepcopy(base), 3, 7, dropout=0.4, variant=variant)
+        ).train()
+        config = peft.LoraConfig(
+            r=3,
+            lora_alpha=7,
+            target_modules=["wide", "narrow"],
+            lora_dropout=0.4,
+            use_dora=variant == "dora",
+        )
+        twin = peft_twin(base, config, ours).train()
+        outputs = []
+        for model in (ours, twin):
+            torch.manual_seed(5)
+            outputs.append(logits(model, IDS))
+        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
+        ours.eval(), twin.eval()
+        torch.testing.assert_close(logits(ours, IDS), logits(twin, IDS), rtol=1e-6, atol=1e-6)
+
+
+def test_several_adapters_and_different_ones_in_a_batch():
+    base = llama()
+    ours = copy.deepcopy(base)
+    for name, rank in (("a", 2), ("b", 3), ("c", 4)):
+        scramble(lora.add_lora(ours, rank, 5, ["q_proj", "down_proj"], name=name), seed=rank)
+    twin = peft.get_peft_model(
+        copy.deepcopy(base),
+        peft.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "down_proj"]),
+        "a",
+    )
+    for name, rank in (("b", 3), ("c", 4)):
+        twin.add_adapter(
+            name, peft.LoraConfig(r=rank, lora_alpha=5, target_modules=["q_proj", "down_proj"])
+        )
+    for name in "abc":
+        peft.set_peft_model_state_dict(twin, lora.adapter_state(ours, name), adapter_name=name)
+    twin.eval()
+    ids = torch.randint(0, 48, (4, 6))
+    for names in (["a"], ["b"], ["c"], ["a", "c"], ["c", "a", "b"]):
+        lora.use_adapter(ours, names)
+        twin.base_model.set_adapter(names)
+        assert torch.equal(logits(ours, ids), logits(twin, ids)), names
+    rows = ["b", "__base__", "a", "b"]
+    with lora.mixed_batch(ours, rows):
+        mixed = logits(ours, ids)
+    assert torch.equal(mixed, twin(ids, adapter_names=rows).logits)
+    for i, name in enumerate(rows):
+        single = (
+            logits(base, ids) if name == "__base__" else logits(lora.use_adapter(ours, name), ids)
+        )
+        torch.testing.assert_close(mixed[i], single[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["cat", "linear", "svd"])
+def test_mixtures_equal_add_weighted_adapter(method):
+    base = llama()
+    ours = copy.deepcopy(base)
+    ranks = (3, 3) if method == "linear" else (2, 4)
+    targets = ["q_proj", "down_proj", "embed_tokens"]
+    for name, rank in zip("ab", ranks):
+        scramble(lora.add_lora(ours, rank, 5, targets, name=name), seed=ord(name))
+    twin = peft.get_peft_model(
+        copy.deepcopy(base), peft.LoraConfig(r=ranks[0], lora_alpha=5, target_modules=targets), "a"
+    )
+    twin.add_adapter("b", peft.LoraConfig(r=ranks[1], lora_alpha=5, target_modules=targets))
+    for name in "ab":
+        peft.set_peft_model_state_dict(twin, lora.adapter_state(ours, name), adapter_name=name)
+    lora.mix_adapters(ours, ["a", "b"], [0.7, -0.4], "both", method)
+    twin.add_weighted_adapter(["a", "b"], [0.7, -0.4], "both", combination_type=method)
+    twin.set_adapter("both")
+    theirs = peft.get_peft_model_state_dict(twin, adapter_name="both")
+    mine = lora.adapter_state(ours, "both")
+    if method == "svd":
+        ids = torch.randint(0, 48, (2, 5))
+        torch.testing.assert_close(
+            logits(ours, ids), logits(twin.eval(), ids), rtol=1e-4, atol=1e-5
+        )
+    else:
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    if method == "cat":  # exact: the mixture is the weighted sum of the changes
+        layer = lora.adapted_layers(ours)["model.layers.0.self_attn.q_proj"]
+        torch.testing.assert_close(
+            layer.delta("both"), 0.7 * layer.delta("a") - 0.4 * layer.delta("b")
+        )
+
+
+def test_patterns_give_each_layer_pefts_rank_and_scale():
+    base = llama()
+    rank_pattern, alpha_pattern = {"q_proj": 5, r"layers\.1\.mlp\.down_proj": 2}, {"down_proj": 9}
+    config = lora.AdapterConfig(3, 7, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern)
+    ours = scramble(lora.add_adapter(copy.deepcopy(base), config))
+    theirs = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules="all-linear",
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+    )
+    twin = peft_twin(base, theirs, ours)
+    ids = torch.randint(0, 48, (2, 5))
+    assert torch.equal(logits(ours, ids), logits(twin, ids))
+    assert ours.model.layers[1].mlp.down_proj.lora_A["default"].shape == (2, 40)
+
+
+def test_pissa_is_bit_equal_to_peft_and_keeps_the_output():
+    base = llama()
+    ours = lora.add_lora(copy.deepcopy(base), 4, 6, init="pissa")
+    twin = peft.get_peft_model(
+        copy.deepcopy(base),
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights="pissa"),
+    )
+    ids = torch.randint(0, 48, (2, 5))
+    assert torch.equal(logits(ours, ids), logits(twin, ids))
+    torch.testing.assert_close(logits(ours, ids), logits(base, ids), rtol=1e-3, atol=1e-4)
+    layer, W = ours.model.layers[0].mlp.up_proj, base.model.layers[0].mlp.up_proj.weight
+    values = torch.linalg.svdvals(layer.delta("default"))
+    torch.testing.assert_close(values[:4], torch.linalg.svdvals(W)[:4], rtol=1e-4, atol=1e-5)
+    assert values[4] < 1e-5
+
+
+def test_loftq_begins_nearer_to_the_weight_than_quantization_alone():
+    from minilora.quantize import quantize
+
+    torch.manual_seed(0)
+    W = torch.randn(64, 128)
+    nf4 = torch.as_tensor(quantize(W, "nf4").dequantize())
+    errors = [torch.linalg.norm(W - nf4)]
+    for iterations in (1, 5):
+        Q, A, B = lora.loftq(W, 8, 0.5, iterations)
+        errors.append(torch.linalg.norm(W - Q - 0.5 * B @ A))
+    assert errors[2] < errors[1] < 0.95 * errors[0]
+    # PEFT's steps for one iteration and scale 1, written out: nf4, then the SVD of what is left;
+    # another scale changes nothing
+    U, S, Vh = torch.linalg.svd(W - nf4, full_matrices=False)
+    for scale in (1.0, 0.5):
+        Q, A, B = lora.loftq(W, 8, scale)
+        assert torch.equal(Q, nf4)
+        torch.testing.assert_close(
+            scale * B @ A, U[:, :8] @ torch.diag(S[:8]) @ Vh[:8], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_loraplus_groups_hold_pefts_rates():
+    from peft.optimizers import create_loraplus_optimizer
+
+    base = toy()
+    targets = ["embed_tokens", "wide", "narrow"]
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, targets, variant="dora"))
+    twin = peft_twin(
+        base, peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, use_dora=True), ours
+    )
+    theirs = create_loraplus_optimizer(
+        twin, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=12, loraplus_weight_decay=0.1
+    )
+    mine = torch.optim.AdamW(lora.loraplus_groups(ours, 1e-3, 12, weight_decay=0.1))
+    rates = []
+    for optimizer in (mine, theirs):
+        rates.append(
+            sorted(
+                (tuple(p.shape), g["lr"], g["weight_decay"])
+                for g in optimizer.param_groups
+                for p in g["params"]
+            )
+        )
+    assert rates[0] == rates[1]
+
+
+def test_starting_distributions_are_pefts():
+    torch.manual_seed(0)
+    model = lora.add_lora(
+        nn.Sequential(nn.Linear(400, 300), nn.Embedding(500, 40)), 16, 16, ["0", "1"]
+    )
+    A = model[0].lora_A["default"]
+    assert (
+        A.abs().max() <= 1 / 400**0.5
+        and A.abs().max() > 0.99 / 400**0.5
+        and abs(A.std() * 400**0.5 - 3**-0.5) < 0.02
+    )
+    assert not model[0].lora_B["default"].any() and not model[1].lora_embedding_A["default"].any()
+    assert abs(model[1].lora_embedding_B["default"].std() - 1) < 0.1
+    gaussian = lora.add_lora(
+        nn.Sequential(nn.Linear(400, 300)), 16, init="gaussian", targets=["0"]
+    )[0]
+    assert (
+        abs(gaussian.lora_A["default"].std() * 16 - 1) < 0.03
+        and not gaussian.lora_B["default"].any()
+    )
+
+
+def test_targets_all_is_pefts_all_linear():
+    for tied in (False, True):
+        base = llama(tied)
+        ours = lora.add_lora(copy.deepcopy(base), 2)
+        twin = peft.get_peft_model(
+            copy.deepcopy(base), peft.LoraConfig(r=2, target_modules="all-linear")
+        )
+        theirs = [
+            n.removeprefix("base_model.model.")
+            for n, m in twin.named_modules()
+            if isinstance(m, peft.tuners.lora.Linear)
+        ]
+        assert list(lora.adapted_layers(ours)) == theirs
+        trainable, total = lora.count_parameters(ours)
+        assert (trainable, total) == twin.get_nb_trainable_parameters()

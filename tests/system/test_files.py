@@ -1,0 +1,75 @@
+"""Files and folders appear whole or not at all."""
+
+import os
+
+import pytest
+
+from minilora.errors import MiniloraError
+from minilora.system.files import atomic_folder, atomic_write
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()  # what a kill at this moment would leave
+        temporary.write_text("whole")
+    assert path.read_text() == "whole" and names(path.parent) == ["file.txt"]
+    with atomic_write(path) as temporary:
+        temporary.write_text("newer")
+        assert path.read_text() == "whole"
+    assert path.read_text() == "newer" and names(path.parent) == ["file.txt"]
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        1 / 0
+    with (
+        pytest.raises(MiniloraError, match="cannot write .*file.txt: No space left"),
+        atomic_write(path) as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "state"
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+        assert not path.exists()
+        (temporary / "b").write_text("1")
+    assert names(path) == ["a", "b"] and names(tmp_path) == ["state"]
+    with atomic_folder(path) as temporary:
+        (temporary / "b").write_text("2")
+        assert (path / "b").read_text() == "1"
+    assert [(path / name).read_text() for name in "ab"] == ["1", "2"] and names(tmp_path) == [
+        "state"
+    ]
+
+
+def test_a_folder_whose_block_fails_leaves_no_trace(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "state") as temporary:
+        (temporary / "a").write_text("1")
+        1 / 0
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_others_may_read_what_is_written(tmp_path):
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_text("x")
+        (temporary / "file").chmod(0o600)
+    assert [
+        p.stat().st_mode & 0o777
+        for p in (tmp_path / "file", tmp_path / "folder", tmp_path / "folder" / "file")
+    ] == [0o644, 0o755, 0o644]
