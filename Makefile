@@ -48,6 +48,9 @@ test: $(STAMP) axe
 	@$(PYTEST) $(PARALLEL) $(NBVAL) -rs tests notebooks
 
 check: $(STAMP)
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
+	@$(BIN)/mypy --no-error-summary
 	@$(PYTEST) $(PARALLEL) -m "not slow and not browser" tests
 
 bench: $(STAMP)
