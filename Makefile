@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 TORCH := torch==2.13.0
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+# Before any test: mistakes, the form, and the types of the rooms that pyproject.toml names.
+FORM := $(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary
 PARALLEL := -n 2 --dist loadfile
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300
 AXE := axe-core@4.14.1
@@ -45,12 +47,11 @@ axe: $(STAMP)
 
 # One pytest over everything, so that its closing line is the last thing printed.
 test: $(STAMP) axe
+	@$(FORM)
 	@$(PYTEST) $(PARALLEL) $(NBVAL) -rs tests notebooks
 
 check: $(STAMP)
-	@$(BIN)/ruff check -q .
-	@$(BIN)/ruff format -q --check .
-	@$(BIN)/mypy --no-error-summary
+	@$(FORM)
 	@$(PYTEST) $(PARALLEL) -m "not slow and not browser" tests
 
 bench: $(STAMP)
