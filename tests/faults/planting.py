@@ -4,7 +4,7 @@ notice it.
     python tests/faults/planting.py            the whole list, one line for each
     python tests/faults/planting.py NF4 cache  those with a word in their name
 
-The list is faults.toml. A helper process imports torch, transformers, peft and bitsandbytes once,
+The lists are the *.toml beside this file, one for each room. A helper process imports torch, transformers, peft and bitsandbytes once,
 but nothing of minilora. For each mutant the package is copied to a temporary folder and changed
 there, and the helper forks: the child puts that folder first on its import path, runs pytest on the
 named tests and reports how each ended and from which files minilora's modules came, so that it can
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LIST = Path(__file__).with_name("faults.toml")
+LISTS = Path(__file__).parent  # one list for each room: lora.toml, text.toml, …
 WORK = 60  # seconds of the processor for one test, however busy the machine is; the dearest takes 2
 PATIENCE = 900  # seconds by the clock, for one that waits for something that never comes
 BROKEN = (
@@ -63,7 +63,10 @@ class Mutant:
 
 
 def read_list() -> list[Mutant]:
-    entries = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"]
+    entries = []
+    for path in sorted(LISTS.glob("*.toml")):
+        lists = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries += lists.get("fault", []) + lists.get("mutant", [])
     return [Mutant(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
 
 
