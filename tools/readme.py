@@ -1,8 +1,11 @@
-"""Fills the README's marked places from what was really run: `python -m tools.readme`, or `make readme`.
+"""Fills the marked places of README.md and docs/ from what was really run: `make readme`.
 
-How it works: between `<!-- NAME -->` and `<!-- /NAME -->` stands what `PLACES[NAME]` returns: the lesson table from the notebooks that
-there are, the task table, the speed tables and the example from benchmarks/results, published peaks beside what is predicted today, the picture from docs/. A test compares, so that the README
-cannot fall behind. A place whose results are missing says how to make them.
+How it works: between `<!-- NAME -->` and `<!-- /NAME -->` stands what `FILLS[NAME]` returns, in the
+file that `PLACES[NAME]` names: the lessons from the notebooks that there are, tables of speed,
+memory and tasks and the examples from benchmarks/results, published peaks beside what is predicted
+today, the moving picture from docs/. A test compares, so that no page falls behind. A place whose
+results are missing says how to make them. While the repository has no address, a line of text
+stands in place of each button.
 """
 
 from __future__ import annotations
@@ -10,30 +13,19 @@ from __future__ import annotations
 import json
 import re
 
-from minilora.budget import measured
+from minilora.budget.published import peaks
 
-from .project import ROOT, lessons, repository, tag
+from . import moving_picture
+from .course_table import badges, clouds, lesson_table, time_needed
+from .project import ROOT
 
-TITLES = {
-    "00": ("start here", "the shipped tiny Llama is fine-tuned with QLoRA in a minute and answers before and after"),
-    "01": ("gradient descent", "autograd from scratch, batches and their noise, momentum, AdamW"),
-    "02": ("next-token prediction", "a Llama built piece by piece until its logits equal transformers'; sampling"),
-    "03": ("what full fine-tuning costs", "parameters, operations, memory and bandwidth, counted and measured"),
-    "04": ("number formats", "sign, exponent and mantissa from float64 to 4 bits; training in pure 16 bits"),
-    "05": ("quantization", "absmax, blocks, where NF4's sixteen values come from, double quantization"),
-    "06": ("LLM.int8()", "outlier features and the product in two parts"),
-    "07": ("low rank", "a matrix as a product, SVD, the effective rank of a real update"),
-    "08": ("LoRA", "derive it, inject it, freeze, train, merge; which matrices, which rank, and what it does not buy"),
-    "09": ("many adapters, one model", "switch and mix; DPO and policy gradient with one model in memory"),
-    "10": ("QLoRA", "the memory ladder, each rung measured; exact merge; the silent failures"),
-    "11": ("fused kernels", "memory traffic, torch.compile, a Triton kernel, the fused LoRA backward"),
-    "12": ("distributed training", "data, sharded, tensor and pipeline parallel, executed on two processes"),
-    "13": ("QLoRA on a real GPU", "transformers, bitsandbytes and peft on a model of a billion parameters"),
-    "14": ("audit the papers", "more than a hundred published numbers and whether they hold; what became of every claim; your own data"),
-}
 METHODS = {
-    "base": "base, untrained", "full": "full fine-tuning", "lora-all": "LoRA, all linears", "lora-qv": "LoRA, q and v",
-    "qlora-all": "QLoRA, all linears", "qlora-qv": "QLoRA, q and v",
+    "base": "base, untrained",
+    "full": "full fine-tuning",
+    "lora-all": "LoRA, all linears",
+    "lora-qv": "LoRA, q and v",
+    "qlora-all": "QLoRA, all linears",
+    "qlora-qv": "QLoRA, q and v",
 }
 TASKS = ("extract", "mood", "style", "sums")
 
@@ -43,24 +35,40 @@ def _results(name: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def lesson_table() -> str:
-    """All fifteen lessons; those that are there as links."""
-    there = {path.name[:2]: path for path in lessons()}
-    rows = ["| no. | lesson | what you do |", "| --- | --- | --- |"]
-    for number, (title, told) in TITLES.items():
-        name = f"[{title}](notebooks/{there[number].name})" if number in there else f"{title} (to come)"
-        rows.append(f"| {number} | {name} | {told} |")
-    return "\n".join(rows)
+def _script(name: str) -> str:
+    """The path of a benchmark, wherever under benchmarks/ it stands."""
+    found = next(iter(sorted((ROOT / "benchmarks").rglob(name))), ROOT / "benchmarks" / name)
+    return found.relative_to(ROOT).as_posix()
 
 
-def badges() -> str:
-    """Links that open lesson 00 in the cloud."""
-    place = repository().removeprefix("https://github.com/")
-    path = next((f"notebooks/{p.name}" for p in lessons() if p.name.startswith("00")), "notebooks/00-start-here.ipynb")
+def slider() -> str:
+    """The moving picture."""
+    return f"![{moving_picture.alt()}](docs/{moving_picture.PICTURE.name})"
+
+
+def facts() -> str:
+    """Three facts that tests or results hold, each with a link to the page that shows how."""
+    found = peaks.compared()
+    counted = [row for row in found if not row.measurement.bound]
+    worst = max(counted, key=lambda row: abs(row.error))
+    return "\n".join(
+        [
+            "- The 4-bit codes are bitsandbytes' codes, byte for byte, and the LoRA layer's output "
+            "is PEFT's, bit for bit ([how this is checked](docs/checked.md)).",
+            "- The Llama's logits are transformers' within 10⁻⁵, and it writes the same tokens "
+            "([how this is checked](docs/checked.md#models)).",
+            f"- `minilora budget` predicts {len(counted)} memory peaks that others measured with a "
+            f"mean error of {100 * peaks.mean_error(found):.1f} %; the worst is "
+            f"{_percent(worst.error)} ([all of them](docs/budget.md#published-peaks)).",
+        ]
+    )
+
+
+def gpu_commands() -> str:
+    """How the benchmark of a card is started."""
+    script = _script("gpu.py")
     return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{place}/blob/{tag()}/{path})\n"
-        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={repository()}/blob/{tag()}/{path})\n"
-        f"[![Launch Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{place}/{tag()}?labpath={path.replace('/', '%2F')})"
+        f"    python {script} --tiny\n    python {script}\n    python {script} --parts b65 --fresh"
     )
 
 
@@ -74,14 +82,28 @@ def task_table() -> str:
     for method, title in METHODS.items():
         cells = [scores.get((task, method)) for task in TASKS]
         if any(cells):
-            rows.append(f"| {title} | " + " | ".join(f"{100 * c['hits'] / c['of']:.1f}" if c else "–" for c in cells) + " |")
+            rows.append(
+                f"| {title} | "
+                + " | ".join(f"{100 * c['hits'] / c['of']:.1f}" if c else "–" for c in cells)
+                + " |"
+            )
     asked = max(run["of"] for run in found["runs"])
-    longer = sorted({run["task"] + " " + run["command"].split("--steps ")[1].split()[0] for run in found["runs"] if "--steps " in run["command"]})
+    longer = sorted(
+        {
+            run["task"] + " " + run["command"].split("--steps ")[1].split()[0]
+            for run in found["runs"]
+            if "--steps " in run["command"]
+        }
+    )
     steps = "the default steps" + (f" ({', '.join(longer)})" if longer else "")
     slowest = max((run.get("seconds", 0) for run in found["runs"]), default=0)
-    rows += ["", f"{asked} questions a task: people, towns, things and described places are new, plain places (“the mill”) and what `sums` counts recur;"
-             f" one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]}, one thread a run, the slowest {slowest:.0f} s; {found['date']}."
-             " Written by `benchmarks/tasks.py`."]
+    rows += [
+        "",
+        f"{asked} questions a task: people, towns, things and described places are new, plain "
+        "places (“the mill”) and what `sums` counts recur;"
+        f" one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]}, one thread "
+        f"a run, the slowest {slowest:.0f} s; {found['date']}. Written by `{_script('tasks.py')}`.",
+    ]
     return "\n".join(rows)
 
 
@@ -104,27 +126,55 @@ def _ratio(row: dict) -> str:
 
 def _speed_table(rows: list[dict]) -> list[str]:
     threads = sorted({row["threads"] for row in rows})
-    lines = ["| against | " + " | ".join(f"{n} thread{'s' * (n > 1)}: ours | theirs | ratio | beside the floor" for n in threads) + " | goal |",
-             "| --- |" + " ---: | ---: | --- | --- |" * len(threads) + " --- |"]
+    lines = [
+        "| against | "
+        + " | ".join(
+            f"{n} thread{'s' * (n > 1)}: ours | theirs | ratio | beside the floor" for n in threads
+        )
+        + " | goal |",
+        "| --- |" + " ---: | ---: | --- | --- |" * len(threads) + " --- |",
+    ]
     for what, group in _by_threads(rows).items():
         cells = [f"{what}, {group[0]['peer_name']}"]
         for n in threads:
             row = next((row for row in group if row["threads"] == n), None)
-            cells += [_amount(row["ours"], row["unit"]), _amount(row["peer"], row["unit"]), _ratio(row), row["beside"]] if row else ["–"] * 4
-        goals = dict.fromkeys(f"{'≥' if row['goal'] > 1 else '≤'} {row['goal']:g}" for row in group if row["goal"])
+            cells += (
+                [
+                    _amount(row["ours"], row["unit"]),
+                    _amount(row["peer"], row["unit"]),
+                    _ratio(row),
+                    row["beside"],
+                ]
+                if row
+                else ["–"] * 4
+            )
+        goals = dict.fromkeys(
+            f"{'≥' if row['goal'] > 1 else '≤'} {row['goal']:g}" for row in group if row["goal"]
+        )
         lines.append("| " + " | ".join([*cells, " / ".join(goals) or "–"]) + " |")
     return lines
 
 
 def _memory_table(rows: list[dict]) -> list[str]:
-    lines = ["| MB (10⁶ bytes) | kept for backward: ours | theirs | peak of a step: ours | theirs |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| MB (10⁶ bytes) | kept for backward: ours | theirs | peak of a step: ours | theirs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     parts: dict[str, dict[str, dict]] = {}
     for row in rows:
         title, _, kind = row["what"].rpartition(": ")
-        parts.setdefault(title, {}).setdefault(kind, row)  # at the fewest threads; the bytes hardly depend on them
+        parts.setdefault(title, {}).setdefault(
+            kind, row
+        )  # at the fewest threads; the bytes hardly depend on them
     for title, kinds in parts.items():
-        numbers = [f"{kinds[kind][who]:.1f}" for kind in ("kept for backward", "peak memory") for who in ("ours", "peer")]
-        lines.append("| " + " | ".join([f"{title}, {kinds['peak memory']['peer_name']}", *numbers]) + " |")
+        numbers = [
+            f"{kinds[kind][who]:.1f}"
+            for kind in ("kept for backward", "peak memory")
+            for who in ("ours", "peer")
+        ]
+        lines.append(
+            "| " + " | ".join([f"{title}, {kinds['peak memory']['peer_name']}", *numbers]) + " |"
+        )
     return lines
 
 
@@ -137,12 +187,23 @@ def cpu_tables() -> str:
     missed = sum(row["met"] is False for row in rows)
     goals = sum(row["goal"] is not None for row in rows)
     machine, versions = found["machine"], found["versions"]
-    told = ", ".join(f"{name} {number.split('+')[0]}" for name, number in versions.items() if name != "python")
-    return "\n".join([
-        *_speed_table([row for row in rows if row["unit"] != "MB"]), "", *_memory_table([row for row in rows if row["unit"] == "MB"]), "",
-        f"All {goals} goals are met." if not missed else f"{goals - missed} of {goals} goals are met; those missed are marked.",
-        f"Medians of {found['rounds']} interleaved runs; {machine['processor']}, {machine['cores']} cores; {told}; {found['date']}. Written by `benchmarks/cpu.py`, which says how.",
-    ])
+    told = ", ".join(
+        f"{name} {number.split('+')[0]}" for name, number in versions.items() if name != "python"
+    )
+    return "\n".join(
+        [
+            *_speed_table([row for row in rows if row["unit"] != "MB"]),
+            "",
+            *_memory_table([row for row in rows if row["unit"] == "MB"]),
+            "",
+            f"All {goals} goals are met."
+            if not missed
+            else f"{goals - missed} of {goals} goals are met; those missed are marked.",
+            f"Medians of {found['rounds']} interleaved runs; {machine['processor']}, "
+            f"{machine['cores']} cores; {told}; {found['date']}. "
+            f"Written by `{_script('cpu.py')}`, which says how.",
+        ]
+    )
 
 
 def _seeds(runs: list[dict]) -> str:
@@ -150,37 +211,87 @@ def _seeds(runs: list[dict]) -> str:
     by_steps: dict[int, list[dict]] = {}
     for run in sorted(runs, key=lambda run: (run["steps"], run["key"])):
         by_steps.setdefault(run["steps"], []).append(run)
-    return "; ".join(" ".join(f"{100 * run['hits'] / run['of']:.1f}" for run in group) + f" ({steps} steps)" for steps, group in by_steps.items()) or "–"
+    return (
+        "; ".join(
+            " ".join(f"{100 * run['hits'] / run['of']:.1f}" for run in group) + f" ({steps} steps)"
+            for steps, group in by_steps.items()
+        )
+        or "–"
+    )
 
 
 def training_table() -> str:
-    """Fine-tuning by both backends: accuracy by seed, time of a step, memory; a row for each device and task."""
+    """Fine-tuning by both backends: accuracy by seed, time of a step, memory."""
     found = _results("peers-train.json")
     if not found:
-        return "To come: `python benchmarks/peers_train.py` fills this table."
+        return f"To come: `python {_script('peers_train.py')}` fills this table."
     records = {record["key"]: record for record in found["records"]}
-    rows = ["| QLoRA on | exact match by seed, %: ours | theirs | ms a step: ours | theirs | of its time | peak of storages, MB: ours | theirs | resident set rises by, MB: ours | theirs |",
-            "| --- |" + " --- | --- | ---: | ---: | ---: |" + " ---: |" * 4]
+    rows = [
+        "| QLoRA on | exact match by seed, %: ours | theirs | ms a step: ours | theirs "
+        "| of its time | peak of storages, MB: ours | theirs "
+        "| resident set rises by, MB: ours | theirs |",
+        "| --- |" + " --- | --- | ---: | ---: | ---: |" + " ---: |" * 4,
+    ]
     for device, task in dict.fromkeys((key.split()[0], key.split()[2]) for key in records):
-        cells = [_seeds([r for key, r in records.items() if key.startswith(f"{device} exact {task} {backend} ")]) for backend in ("minilora", "peft")]
+        cells = [
+            _seeds(
+                [
+                    r
+                    for key, r in records.items()
+                    if key.startswith(f"{device} exact {task} {backend} ")
+                ]
+            )
+            for backend in ("minilora", "peft")
+        ]
         timed = records.get(f"{device} time {task}")
-        cells += [f"{timed['ms']['minilora']:.0f}", f"{timed['ms']['peft']:.0f}", f"{timed['ratio']:.2f}"] if timed else ["–"] * 3
+        cells += (
+            [
+                f"{timed['ms']['minilora']:.0f}",
+                f"{timed['ms']['peft']:.0f}",
+                f"{timed['ratio']:.2f}",
+            ]
+            if timed
+            else ["–"] * 3
+        )
         for field in ("storages", "resident_rise"):
-            sizes = [records.get(f"{device} memory {task} {backend}", {}).get(field) for backend in ("minilora", "peft")]
+            sizes = [
+                records.get(f"{device} memory {task} {backend}", {}).get(field)
+                for backend in ("minilora", "peft")
+            ]
             cells += [f"{size / 1e6:.0f}" if size else "–" for size in sizes]
-        rows.append("| " + " | ".join([f"{task}, {'processor' if device == 'cpu' else device}", *cells]) + " |")
+        rows.append(
+            "| "
+            + " | ".join([f"{task}, {'processor' if device == 'cpu' else device}", *cells])
+            + " |"
+        )
     versions, machine = found["versions"], found["machine"]
-    told = ", ".join(f"{name} {versions[name].split('+')[0]}" for name in ("torch", "transformers", "peft", "bitsandbytes") if versions[name])
-    return "\n".join([*rows, "", f"{found['what'][0].upper()}{found['what'][1:]}, {found['threads']} thread; {machine['processor']}, {machine['cores']} cores; {told}; {found['date']}. Steps of the two in turn in one process, "
-                      "medians; storages as the ledger counts them, of a process's resident set the rise since before the model was read. Written by `benchmarks/peers_train.py`."])
+    told = ", ".join(
+        f"{name} {versions[name].split('+')[0]}"
+        for name in ("torch", "transformers", "peft", "bitsandbytes")
+        if versions[name]
+    )
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"{found['what'][0].upper()}{found['what'][1:]}, {found['threads']} thread; "
+            f"{machine['processor']}, {machine['cores']} cores; {told}; {found['date']}. Steps of "
+            "the two in turn in one process, medians; storages as the ledger counts them, of a "
+            "process's resident set the rise since before the model was read. "
+            f"Written by `{_script('peers_train.py')}`.",
+        ]
+    )
 
 
 def example() -> str:
     """The commands and what they printed."""
     found = _results("example.json")
     if not found:
-        return "    minilora finetune --model tiny --data data/tasks/extract --method qlora --rank 8 --targets all --out runs/extract\n" \
-               "    minilora evaluate --model tiny --adapter runs/extract --data data/tasks/extract"
+        return (
+            "    minilora finetune --model tiny --data data/tasks/extract --method qlora"
+            " --rank 8 --targets all --out runs/extract\n"
+            "    minilora evaluate --model tiny --adapter runs/extract --data data/tasks/extract"
+        )
     return _console(found)
 
 
@@ -194,29 +305,58 @@ def budget() -> str:
     found = _results("budget.json")
     if not found:
         return "    minilora budget --model llama-7b --method qlora --gpu T4"
-    return _console(found) + "\n\n![The parts of that run beside the memory of graphics cards](docs/budget.svg)"
+    return (
+        _console(found)
+        + "\n\n![The parts of that run beside the memory of graphics cards](budget.svg)"
+    )
 
 
 def _guess(said: float | None, truth: float) -> str:
-    return "–" if said is None else f"{said / 1e9:.2f} ({100 * (said / truth - 1):+.0f} %)".replace("-", "−").replace("(+0 %)", "(0 %)").replace("(−0 %)", "(0 %)")
+    return (
+        "–"
+        if said is None
+        else f"{said / 1e9:.2f} ({100 * (said / truth - 1):+.0f} %)".replace("-", "−")
+        .replace("(+0 %)", "(0 %)")
+        .replace("(−0 %)", "(0 %)")
+    )
 
 
 def peers_table() -> str:
     """Predicted peaks of ten steps, ours and others', beside the measured one."""
     found = _results("peers.json")
     if not found:
-        return "To come: `python benchmarks/peers.py` fills this table."
+        return f"To come: `python {_script('peers.py')}` fills this table."
     names = list(found["sources"])
-    rows = ["| peak of a step, GB (10⁹) | ledger | minilora | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (2 + len(names))]
+    rows = [
+        "| peak of a step, GB (10⁹) | ledger | minilora | " + " | ".join(names) + " |",
+        "| --- |" + " ---: |" * (2 + len(names)),
+    ]
     for row in found["rows"]:
-        cells = [_guess(said, row["ledger"]) for said in (row["ours"], *(row["peers"][name] for name in names))]
+        cells = [
+            _guess(said, row["ledger"])
+            for said in (row["ours"], *(row["peers"][name] for name in names))
+        ]
         rows.append("| " + " | ".join([row["told"], f"{row['ledger'] / 1e9:.2f}", *cells]) + " |")
     off = [found["errors"][name] for name in ("minilora", *names)]
-    rows.append("| mean error (setups answered) | | " + " | ".join(f"{100 * each['mean']:.2g} % ({each['answers']})" for each in off) + " |")
-    sources = "; ".join(f"{name}: {told['source']}; {told['reading']}" for name, told in found["sources"].items())
-    return "\n".join([*rows, "", f"Ledger: storages of a real step on tensors without memory (`minilora/budget/ledger.py`), AdamW, SDPA, without the driver's context; no card ran it. "
-                      "The others leave out what they do not know. "
-                      f"torch {found['versions']['torch'].split('+')[0]}, transformers {found['versions']['transformers']}; {found['date']}. Written by `benchmarks/peers.py`. {sources}."])
+    rows.append(
+        "| mean error (setups answered) | | "
+        + " | ".join(f"{100 * each['mean']:.2g} % ({each['answers']})" for each in off)
+        + " |"
+    )
+    sources = "; ".join(
+        f"{name}: {told['source']}; {told['reading']}" for name, told in found["sources"].items()
+    )
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "Ledger: storages of a real step on tensors without memory, AdamW, SDPA, without the "
+            "driver's context; no card ran it. The others leave out what they do not know. "
+            f"torch {found['versions']['torch'].split('+')[0]}, transformers "
+            f"{found['versions']['transformers']}; {found['date']}. "
+            f"Written by `{_script('peers.py')}`. {sources}.",
+        ]
+    )
 
 
 def _percent(share: float) -> str:
@@ -225,51 +365,115 @@ def _percent(share: float) -> str:
 
 def _published_row(row, why: str) -> str:
     """One published figure beside the prediction."""
-    known = f"; with what that program held by its own source {_percent(row.error_explained)}" if row.measurement.program else ""
-    m, unit = row.measurement, measured.UNITS[row.measurement.unit]
-    figure = f"{'≤ ' if m.bound else ''}{m.peak:.2f} {m.unit} | {row.predicted / unit:.2f} {m.unit} | {_percent(row.error)}"
-    return f"| {m.source.split()[0]}: {m.what} | {figure} | {why}{known} |"
+    known = (
+        f"; with what that program held by its own source {_percent(row.error_explained)}"
+        if row.measurement.program
+        else ""
+    )
+    m, unit = row.measurement, peaks.UNITS[row.measurement.unit]
+    published = f"{'≤ ' if m.bound else ''}{m.peak:.2f} {m.unit}"
+    predicted = f"{row.predicted / unit:.2f} {m.unit} | {_percent(row.error)}"
+    return f"| {m.source.split()[0]}: {m.what} | {published} | {predicted} | {why}{known} |"
 
 
 def published_table() -> str:
-    """Peaks that others published beside our predictions of the same runs, computed now: mean and worst error, then every row."""
-    found = measured.compared()
+    """Peaks that others published beside our predictions of the same runs, computed now."""
+    found = peaks.compared()
     counted = [row for row in found if not row.measurement.bound]
     worst = max(counted, key=lambda row: abs(row.error))
     known = max(counted, key=lambda row: abs(row.error_explained))
     low = sum(row.error < 0 for row in counted)
-    lines = [f"Mean error over {len(counted)} published peaks: **{100 * measured.mean_error(found):.1f} %**; worst: **{_percent(worst.error)}** ({worst.measurement.what}). "
-             f"With what the measured programs held by their own source code (`minilora/budget/programs.py`, written after the comparison): {100 * measured.mean_error(found, explained=True):.1f} %, "
-             f"worst {_percent(known.error_explained)} ({known.measurement.what}). {low} of {len(counted)} predictions are too low. Limits (≤) count in no mean. Computed by `minilora/budget/measured.py`.", "",
-             "| setup | published | predicted | error | what is off |", "| --- | ---: | ---: | ---: | --- |"]
+    lines = [
+        f"Mean error over {len(counted)} published peaks: "
+        f"**{100 * peaks.mean_error(found):.1f} %**; worst: **{_percent(worst.error)}** "
+        f"({worst.measurement.what}). With what the measured programs held by their own source "
+        "code (written after the comparison): "
+        f"{100 * peaks.mean_error(found, explained=True):.1f} %, worst "
+        f"{_percent(known.error_explained)} ({known.measurement.what}). {low} of {len(counted)} "
+        "predictions are too low. Limits (≤) count in no mean.",
+        "",
+        "| setup | published | predicted | error | what is off |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
     before = None
     for row in found:
-        lines.append(_published_row(row, "as above" if row.measurement.why == before else row.measurement.why))
+        lines.append(
+            _published_row(
+                row, "as above" if row.measurement.why == before else row.measurement.why
+            )
+        )
         before = row.measurement.why
     sources = dict.fromkeys(row.measurement.source for row in found)
-    return "\n".join([*lines, "", f"What a source does not say of its run is assumed, and `measured.py` names it with each figure. Sources: {'; '.join(sources)}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "What a source does not say of its run is assumed; the list of figures in "
+            f"`minilora.budget` names it with each. Sources: {'; '.join(sources)}.",
+        ]
+    )
 
 
 def picture() -> str:
     """The loss curve of the example, once there is one."""
     if not (ROOT / "docs" / "loss.png").exists():
         return ""
-    return "![Training and validation loss of the example below, by step](docs/loss.png)"
+    return "![Training and validation loss of the example above, by step](loss.png)"
 
 
-PLACES = {"badges": badges, "picture": picture, "table:lessons": lesson_table, "table:tasks": task_table, "table:cpu": cpu_tables, "example": example,
-          "budget": budget, "table:peers": peers_table, "table:training": training_table, "table:published": published_table}
+README, CLI, BUDGET = "README.md", "docs/cli.md", "docs/budget.md"
+PLACES = {  # place → the file in which it stands
+    "badges": README,
+    "slider": README,
+    "time": README,
+    "table:lessons": README,
+    "facts": README,
+    "clouds": "docs/install.md",
+    "example": CLI,
+    "picture": CLI,
+    "budget": BUDGET,
+    "table:published": BUDGET,
+    "table:peers": BUDGET,
+    "gpu": "docs/gpu.md",
+    "table:tasks": "docs/benchmarks.md",
+    "table:cpu": "docs/benchmarks.md",
+    "table:training": "docs/benchmarks.md",
+}
+FILLS = {
+    "badges": badges,
+    "slider": slider,
+    "time": time_needed,
+    "table:lessons": lesson_table,
+    "facts": facts,
+    "clouds": clouds,
+    "example": example,
+    "picture": picture,
+    "budget": budget,
+    "table:published": published_table,
+    "table:peers": peers_table,
+    "gpu": gpu_commands,
+    "table:tasks": task_table,
+    "table:cpu": cpu_tables,
+    "table:training": training_table,
+}
 
 
 def filled(text: str) -> str:
-    """The README's text with every marked place filled. Raises KeyError for a place that nothing fills."""
+    """A page's text, every marked place filled. Raises KeyError for one that nothing fills."""
+
     def fill(match: re.Match) -> str:
-        inside = PLACES[match[1]]()
-        return f"<!-- {match[1]} -->\n{inside}\n<!-- /{match[1]} -->" if inside else f"<!-- {match[1]} -->\n<!-- /{match[1]} -->"
+        inside = FILLS[match[1]]()
+        return (
+            f"<!-- {match[1]} -->\n{inside}\n<!-- /{match[1]} -->"
+            if inside
+            else f"<!-- {match[1]} -->\n<!-- /{match[1]} -->"
+        )
 
     return re.sub(r"<!-- ([a-z:]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.S)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    moving_picture.write()
+    for name in dict.fromkeys(PLACES.values()):
+        page = ROOT / name
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
