@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from import_graph import imports, modules_of
 
 import minilora
 
@@ -59,37 +60,7 @@ LONG_FUNCTIONS = {
 }
 
 
-def modules_of(package: Path) -> dict[str, Path]:
-    """Dotted name → file, of every module below `package`."""
-    found = {}
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).with_suffix("").parts
-        found[".".join(["minilora", *parts]).removesuffix(".__init__")] = path
-    return found
-
-
 MODULES = modules_of(PACKAGE)
-
-
-def imports(module: str, path: Path, modules: dict[str, Path]) -> set[str]:
-    """The minilora modules that a file imports anywhere: at its top, in functions, for types."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found = set()
-    text = path.read_text(encoding="utf-8")
-    if path.with_suffix(".pyi").exists():  # a face whose names are imported when asked for
-        text += path.with_suffix(".pyi").read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            found.update(a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                whole = f"{base}.{alias.name}"
-                found.add(whole if whole in modules else base)
-    return {name for name in found if name in modules and name != module}
 
 
 def floor(module: str) -> int:

@@ -1,14 +1,31 @@
-"""Plants mutants: changes one place in a copy of the package and runs the tests that are said to
+"""Plants faults: changes one place in a copy of the package and runs the tests that are said to
 notice it.
 
-    python tests/faults/planting.py            the whole list, one line for each
+    python tests/faults/planting.py            all lists, one line for each fault
     python tests/faults/planting.py NF4 cache  those with a word in their name
+    python tests/faults/planting.py --check FRESH.toml [ROOM …]
 
-The lists are the *.toml beside this file, one for each room. A helper process imports torch, transformers, peft and bitsandbytes once,
-but nothing of minilora. For each mutant the package is copied to a temporary folder and changed
-there, and the helper forks: the child puts that folder first on its import path, runs pytest on the
-named tests and reports how each ended and from which files minilora's modules came, so that it can
-be proven that the copy was tried. The working tree is only read.
+The lists are the *.toml beside this file, one for each room:
+
+    [[fault]]
+    name = "EOS masked"
+    why = "what a user suffers from it"
+    file = "minilora/text/rows.py"
+    old = "what stands there once"      # found by its tokens, see spans.py
+    new = "what takes its place"
+    tests = ["tests/text/test_rows.py::test_that_must_fail"]
+
+`--check` is for fresh faults, planted without a look at the tests: a file of the same form, whose
+entries need neither `why` nor `tests`. Each is tried on the quick tests (those of `make check`) of
+every test file that imports the changed one, near rooms first, until one fails. It prints KILLED
+and by which test, SURVIVED, or BROKEN for code that cannot run; rooms named behind the file limit
+the tests to those rooms.
+
+A helper process imports torch, transformers, peft and bitsandbytes once, but nothing of minilora.
+For each fault the package is copied to a temporary folder and changed there, and the helper forks:
+the child puts that folder first on its import path, runs pytest and reports how each test ended and
+from which files minilora's modules came, so that it can be proven that the copy was tried. The
+working tree is only read.
 """
 
 from __future__ import annotations
@@ -26,13 +43,19 @@ import tempfile
 import time
 import tomllib
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spans import replaced
+
 ROOT = Path(__file__).resolve().parents[2]
-LISTS = Path(__file__).parent  # one list for each room: lora.toml, text.toml, …
-WORK = 60  # seconds of the processor for one test, however busy the machine is; the dearest takes 2
+LISTS = Path(__file__).parent
+HELPERS = ROOT / "tests/helpers"
+# seconds of the processor: for one named test, of which the dearest takes 2, and for one test file
+WORK, FILE_WORK = 60, 120
 PATIENCE = 900  # seconds by the clock, for one that waits for something that never comes
+QUICK = ("-x", "-m", "not slow and not browser")  # what `make check` runs, up to the first red one
 BROKEN = (
     "SyntaxError",
     "IndentationError",
@@ -40,34 +63,36 @@ BROKEN = (
     "UnboundLocalError",
     "ImportError",
     "ModuleNotFoundError",
-    "Skipped",
 )
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """One planted fault: in `file` the text `old`, which stands there once, becomes `new`; each of
-    `tests` must fail then.
+class Fault:
+    """In `file` the code `old`, which stands there once, becomes `new`; each of `tests` must fail
+    then.
     """
 
     name: str
-    why: str  # what a user would suffer from it
     file: str
     old: str
     new: str
-    tests: tuple[str, ...]
+    why: str = ""  # what a user would suffer from it
+    tests: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
         return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
+    def planted_in(self, source: str) -> str:
+        return replaced(source, self.old, self.new)
 
-def read_list() -> list[Mutant]:
+
+def read_list(*paths: Path) -> list[Fault]:
+    """The faults of these files, or of all rooms."""
     entries = []
-    for path in sorted(LISTS.glob("*.toml")):
-        lists = tomllib.loads(path.read_text(encoding="utf-8"))
-        entries += lists.get("fault", []) + lists.get("mutant", [])
-    return [Mutant(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+    for path in paths or sorted(LISTS.glob("*.toml")):
+        entries += tomllib.loads(path.read_text(encoding="utf-8")).get("fault", [])
+    return [Fault(**{**entry, "tests": tuple(entry.get("tests", ()))}) for entry in entries]
 
 
 @dataclass
@@ -87,34 +112,39 @@ class Report:
         )
 
     def noticed(self, test: str) -> bool:
-        """Whether the test itself failed; a mutant that cannot even be imported or run proves
+        """Whether the test itself failed; a fault that cannot even be imported or run proves
         nothing.
         """
         phase, _, error = self.outcomes.get(test, "").partition(": ")
-        return phase == "call" and error not in BROKEN
+        return phase == "call" and error not in (*BROKEN, "Skipped")
+
+    def red(self) -> dict[str, str]:
+        """What did not pass, a failed import or fixture included: how `make check` would see it."""
+        return {
+            test: outcome
+            for test, outcome in self.outcomes.items()
+            if outcome != "passed" and not outcome.endswith((": Skipped", ": Exit"))
+        }
 
 
-def plant(folder: Path, mutant: Mutant | None) -> None:
-    """A copy of the package in `folder`, changed in one place. Compiled files come along, but for
-    the changed one.
+def plant(folder: Path, fault: Fault | None) -> None:
+    """A copy of the package in `folder`, changed in one place, and links to what lies beside it.
+    Compiled files come along, but for the changed one.
     """
     shutil.copytree(ROOT / "minilora", folder / "minilora")
-    if mutant is None:
+    for beside in ROOT.iterdir():  # data/ above all
+        if beside.name != "minilora" and not beside.name.startswith("."):
+            (folder / beside.name).symlink_to(beside)
+    if fault is None:
         return
-    path = folder / mutant.file
-    source = path.read_text(encoding="utf-8")
-    if source.count(mutant.old) != 1:
-        raise ValueError(
-            f"{mutant.file} holds the text of mutant {mutant.name!r} "
-            f"{source.count(mutant.old)} times, not once"
-        )
-    path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+    path = folder / fault.file
+    path.write_text(fault.planted_in(path.read_text(encoding="utf-8")), encoding="utf-8")
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         compiled.unlink()
 
 
 class Workshop:
-    """The helper process. `try_out(mutant)` -> Report; with None the copy stays as it is."""
+    """The helper process. `try_out(fault)` -> Report; with None the copy stays as it is."""
 
     def __enter__(self) -> Workshop:
         environment = {
@@ -127,9 +157,8 @@ class Workshop:
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
-        command = [sys.executable, __file__, "--serve"]
         self.helper = subprocess.Popen(
-            command,
+            [sys.executable, __file__, "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -145,15 +174,15 @@ class Workshop:
         except subprocess.TimeoutExpired:
             self.helper.kill()
 
-    def try_out(self, mutant: Mutant | None, tests: tuple[str, ...] = ()) -> Report:
-        with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+    def try_out(
+        self, fault: Fault | None, tests: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> Report:
+        """Run the fault's own tests, or `tests`, with more options for pytest."""
+        with tempfile.TemporaryDirectory(prefix="fault-") as name:
             folder = Path(name).resolve()
-            plant(folder, mutant)
-            print(
-                json.dumps({"folder": str(folder), "tests": tests or mutant.tests}),
-                file=self.helper.stdin,
-                flush=True,
-            )
+            plant(folder, fault)
+            order = {"folder": str(folder), "tests": tests or fault.tests, "options": options}
+            print(json.dumps(order), file=self.helper.stdin, flush=True)
             if not self.helper.stdout.readline():
                 raise RuntimeError("the helper process ended; what it printed tells why")
             output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
@@ -177,7 +206,7 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             try:
-                run_tests(Path(order["folder"]), order["tests"])
+                run_tests(Path(order["folder"]), order["tests"], order["options"])
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -236,8 +265,13 @@ class Recorder:
             phases=[Phase.explicit, Phase.generate],
             report_multiple_bugs=False,
         )
-        settings.register_profile("mutants", settings.get_profile("suite"), **calm)
-        settings.load_profile("mutants")
+        settings.register_profile("faults", settings.get_profile("suite"), **calm)
+        settings.load_profile("faults")
+
+    def pytest_exception_interact(self, node, call) -> None:
+        """A test file that cannot be imported."""
+        if call.when == "collect":
+            self.outcomes[node.nodeid] = f"collect: {_cause(call.excinfo.value)}"
 
     def pytest_runtest_makereport(self, item, call) -> None:
         if call.excinfo is not None:
@@ -246,11 +280,19 @@ class Recorder:
             self.outcomes[item.nodeid] = "passed"
 
 
-def run_tests(folder: Path, tests: list[str]) -> None:
+def _cause(error: BaseException) -> str:
+    """The name of the error behind pytest's own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return type(error).__name__
+
+
+def run_tests(folder: Path, tests: Sequence[str], more: Sequence[str]) -> None:
     """In the child: pytest on `tests`, importing minilora from `folder`."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CPU, (WORK * len(tests), WORK * len(tests)))
+    work = sum(WORK if "::" in test else FILE_WORK for test in tests)
+    resource.setrlimit(resource.RLIMIT_CPU, (work, work))
     with open(folder / "output.txt", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -264,21 +306,10 @@ def run_tests(folder: Path, tests: list[str]) -> None:
     import pytest
 
     recorder = Recorder()
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--tb=short",
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        "--basetemp",
-        str(folder / "tmp"),
-    ]
-    helpers = [
-        folder,
-        ROOT / "tests/helpers",
-    ]  # the tests' own
-    options += ["-o", "pythonpath=" + " ".join(shlex.quote(str(place)) for place in helpers)]
+    options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-c", str(ROOT / "pyproject.toml")]
+    options += ["--basetemp", str(folder / "tmp"), *more]
+    places = [folder, *(ROOT / "tests" / own for own in ("browser", "notebooks", "helpers"))]
+    options += ["-o", "pythonpath=" + " ".join(shlex.quote(str(place)) for place in places)]
     pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[recorder])
     ours = {
         name: module for name, module in sys.modules.items() if name.split(".")[0] == "minilora"
@@ -291,35 +322,101 @@ def run_tests(folder: Path, tests: list[str]) -> None:
 # ------------------------------------------------------------------------------------------ by hand
 
 
-def main(words: list[str]) -> int:
+def try_the_lists(words: Sequence[str]) -> int:
+    """Each fault on the tests named beside it; returns how many survive."""
     chosen = [
-        m for m in read_list() if not words or any(word.lower() in m.name.lower() for word in words)
+        fault
+        for fault in read_list()
+        if not words or any(word.lower() in fault.name.lower() for word in words)
     ]
     survivors = 0
     with Workshop() as workshop:
-        plain = workshop.try_out(
-            None, tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
-        )
-        for test, outcome in plain.outcomes.items():
-            if outcome != "passed":
-                print(f"fails without a mutant: {test} ({outcome})")
-        for mutant in chosen:
+        named = tuple(dict.fromkeys(test for fault in chosen for test in fault.tests))
+        for test, outcome in workshop.try_out(None, named).red().items():
+            print(f"fails without a fault: {test} ({outcome})")
+        for fault in chosen:
             began = time.perf_counter()
-            report = workshop.try_out(mutant)
-            missed = [test for test in mutant.tests if not report.noticed(test)]
+            report = workshop.try_out(fault)
+            missed = [test for test in fault.tests if not report.noticed(test)]
             survivors += bool(missed)
             ends = ", ".join(
-                report.outcomes.get(test, "not run").removeprefix("call: ") for test in mutant.tests
+                report.outcomes.get(test, "not run").removeprefix("call: ") for test in fault.tests
             )
             verdict = "SURVIVES" if missed else "caught"
-            print(
-                f"{verdict:8} {mutant.name:60} {time.perf_counter() - began:5.1f} s  {ends}",
-                flush=True,
-            )
+            seconds = time.perf_counter() - began
+            print(f"{verdict:8} {fault.name:60} {seconds:5.1f} s  {ends}", flush=True)
             for test in missed:
                 print(f"         by {test}: {report.outcomes.get(test, 'not run')}")
-    print(f"{len(chosen) - survivors} of {len(chosen)} mutants are caught")
-    return 1 if survivors else 0
+    print(f"{len(chosen) - survivors} of {len(chosen)} faults are caught")
+    return survivors
+
+
+class Check:
+    """Fresh faults on all quick tests that can see the changed file."""
+
+    def __init__(self, workshop: Workshop, rooms: Sequence[str] = ()) -> None:
+        self.workshop, self.rooms = workshop, rooms
+        self.red_anyway: dict[str, bool] = {}  # by test: whether it fails without a fault
+
+    def verdict(self, fault: Fault) -> tuple[str, str]:
+        """("KILLED" | "SURVIVED" | "BROKEN", by what)."""
+        tests = [
+            test
+            for test in tests_that_see(fault.module)
+            if not self.rooms or Path(test).parent.name in self.rooms
+        ]
+        while True:
+            left_out = [f"--deselect={test}" for test, red in self.red_anyway.items() if red]
+            report = self.workshop.try_out(fault, tests, [*QUICK, *left_out])
+            if not report.outcomes:
+                return "KILLED", "the process ended, or took too long"
+            if not (red := report.red()):
+                passed = sum(outcome == "passed" for outcome in report.outcomes.values())
+                return "SURVIVED", f"{passed} tests of {len(tests)} files"
+            test, outcome = next(iter(red.items()))
+            if outcome.rpartition(": ")[2] in BROKEN:
+                return "BROKEN", f"{outcome} in {test}"
+            if not self.fails_anyway(test):
+                return "KILLED", f"{test} ({outcome.removeprefix('call: ')})"
+
+    def fails_anyway(self, test: str) -> bool:
+        if test not in self.red_anyway:
+            self.red_anyway[test] = bool(self.workshop.try_out(None, [test]).red())
+            if self.red_anyway[test]:
+                print(f"left out, fails without a fault: {test}", flush=True)
+        return self.red_anyway[test]
+
+
+def tests_that_see(module: str) -> list[str]:
+    """The test files that import `module`, themselves or through others; near rooms first."""
+    sys.path.insert(0, str(HELPERS))
+    from import_graph import tests_that_import
+
+    return [str(path.relative_to(ROOT)) for path in tests_that_import(ROOT, module)]
+
+
+def check(path: Path, rooms: Sequence[str]) -> int:
+    """Each fault of the file on the tests that can see it; returns how many survive."""
+    verdicts = []
+    with Workshop() as workshop:
+        trial = Check(workshop, rooms)
+        for fault in read_list(path):
+            began = time.perf_counter()
+            verdict, reason = trial.verdict(fault)
+            verdicts.append(verdict)
+            print(
+                f"{verdict:8} {fault.name:50} {time.perf_counter() - began:5.1f} s  {reason}",
+                flush=True,
+            )
+    killed, broken = verdicts.count("KILLED"), verdicts.count("BROKEN")
+    print(f"{killed} of {len(verdicts) - broken} killed" + f", {broken} cannot run" * bool(broken))
+    return verdicts.count("SURVIVED")
+
+
+def main(words: list[str]) -> int:
+    if words[:1] == ["--check"]:
+        return 1 if check(Path(words[1]), words[2:]) else 0
+    return 1 if try_the_lists(words) else 0
 
 
 if __name__ == "__main__":

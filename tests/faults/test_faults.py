@@ -1,5 +1,5 @@
-"""Planted mutants (faults.toml): each must turn every test red that is named beside it, in a copy
-of the package.
+"""Planted faults, one list for each room: each must turn every test red that is named beside it, in
+a copy of the package.
 """
 
 import ast
@@ -11,10 +11,8 @@ import re
 import planting
 import pytest
 
-MUTANTS = planting.read_list()
-BY_NAME = pytest.mark.parametrize(
-    "mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-")
-)
+FAULTS = planting.read_list()
+BY_NAME = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 PEERS = ("transformers", "peft", "bitsandbytes")
 
 
@@ -29,24 +27,20 @@ def workshop():
         yield workshop
 
 
-# -- the list itself: quick, so that it cannot fall behind the code unnoticed
+# -- the lists themselves: quick, so that they cannot fall behind the code unnoticed
 
 
 @BY_NAME
-def test_a_mutant_fits_the_code(mutant):
-    path = planting.ROOT / mutant.file
-    assert mutant.file.startswith("minilora/") and path.is_file(), (
-        f"{mutant.file} is gone: point the mutant at where the code went"
+def test_a_fault_fits_the_code(fault):
+    path = planting.ROOT / fault.file
+    assert fault.file.startswith("minilora/") and path.is_file(), (
+        f"{fault.file} is gone: point the fault at where the code went"
     )
     source = path.read_text(encoding="utf-8")
-    count = source.count(mutant.old)
-    assert count == 1, (
-        f"{mutant.file} holds this text {count} times, not once; follow the code in "
-        f"faults.toml:\n{mutant.old}"
-    )
-    assert mutant.old != mutant.new and mutant.why and mutant.tests
-    ast.parse(source.replace(mutant.old, mutant.new))
-    for test in mutant.tests:
+    changed = fault.planted_in(source)  # raises where the code has changed: follow it in the list
+    assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+    assert fault.why and fault.tests
+    for test in fault.tests:
         file, _, rest = test.partition("::")
         function = re.escape(rest.partition("[")[0])
         assert re.search(
@@ -54,20 +48,28 @@ def test_a_mutant_fits_the_code(mutant):
         ), f"{test} is gone"
 
 
-def test_the_list_is_long_and_names_are_unique():
-    names = [mutant.name for mutant in MUTANTS]
-    assert len(set(names)) == len(names) >= 30
-    edits = {(mutant.file, mutant.old, mutant.new) for mutant in MUTANTS}
-    assert len(edits) == len(MUTANTS)
+def test_the_lists_are_long_and_names_are_unique():
+    names = [fault.name for fault in FAULTS]
+    assert len(set(names)) == len(names) >= 130
+    edits = {(fault.file, fault.old, fault.new) for fault in FAULTS}
+    assert len(edits) == len(FAULTS)
 
 
-# -- the mutants
+def test_each_list_is_of_its_room():
+    """A fault stands in the list of the room whose file it changes."""
+    for path in planting.LISTS.glob("*.toml"):
+        for fault in planting.read_list(path):
+            room = fault.module.split(".")[1]
+            assert path.stem == {"lowrank": "numerics"}.get(room, room), fault.name
+
+
+# -- the faults
 
 
 @pytest.mark.slow
-def test_without_a_mutant_every_named_test_passes(workshop):
-    """On a copy as well, so that a red test is the mutant's doing."""
-    tests = tuple(dict.fromkeys(test for mutant in MUTANTS for test in mutant.tests))
+def test_without_a_fault_every_named_test_passes(workshop):
+    """On a copy as well, so that a red test is the fault's doing."""
+    tests = tuple(dict.fromkeys(test for fault in FAULTS for test in fault.tests))
     report = workshop.try_out(None, tests)
     assert report.came_from_the_copy(), report.origins
     assert report.outcomes == dict.fromkeys(tests, "passed"), report.output
@@ -75,22 +77,22 @@ def test_without_a_mutant_every_named_test_passes(workshop):
 
 @pytest.mark.slow
 @BY_NAME
-def test_is_caught(workshop, mutant):
-    report = workshop.try_out(mutant)
-    assert report.came_from_the_copy() and mutant.module in report.origins, (
+def test_is_caught(workshop, fault):
+    report = workshop.try_out(fault)
+    assert report.came_from_the_copy() and fault.module in report.origins, (
         f"the changed file was never used: {report.origins}"
     )
-    for test in mutant.tests:
+    for test in fault.tests:
         outcome = report.outcomes.get(test, "not run")
         assert report.noticed(test), (
-            f"{test} does not notice: {mutant.why} ({outcome})\n{report.output[-3000:]}"
+            f"{test} does not notice: {fault.why} ({outcome})\n{report.output[-3000:]}"
         )
 
 
-# -- the tool: what it must not take for a caught mutant
+# -- the tool: what it must not take for a caught fault
 
 
-SCALE = next(mutant for mutant in MUTANTS if mutant.name == "no alpha over r")
+SCALE = next(fault for fault in FAULTS if fault.name == "no alpha over r")
 
 
 @pytest.mark.slow
@@ -109,13 +111,64 @@ def test_a_harmless_change_survives(workshop):
 @pytest.mark.parametrize(
     "new", ["return alfa", "return self.alpha_of(path) /", "import nothing_of_that_name"]
 )
-def test_a_mutant_that_cannot_run_is_not_caught(workshop, new):
+def test_a_fault_that_cannot_run_is_not_caught(workshop, new):
     report = workshop.try_out(dataclasses.replace(SCALE, new=new))
     assert not any(map(report.noticed, SCALE.tests)), report.outcomes
 
 
 @pytest.mark.slow
-def test_a_mutant_that_kills_its_process_is_not_caught(workshop):
+def test_a_fault_that_kills_its_process_is_not_caught(workshop):
     report = workshop.try_out(dataclasses.replace(SCALE, new="import os; os.abort()"))
     assert not report.outcomes and not any(map(report.noticed, SCALE.tests))
     assert workshop.try_out(SCALE).noticed(SCALE.tests[0])  # the helper lives on
+
+
+# -- fresh faults, without a named test
+
+
+ROUNDED = planting.Fault(
+    "π rounded up",
+    file="minilora/numerics.py",
+    old="significand = np.rint(",
+    new="significand = np.ceil(",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "new, verdict, reason",
+    [
+        (ROUNDED.new, "KILLED", "tests/numerics/test_numerics.py::"),
+        ("significand = 1 * np.rint(", "SURVIVED", " tests of 1 files"),
+        ("significand = np_rint(", "BROKEN", "NameError"),
+        ("import nothing_of_that_name; significand = np.rint(", "BROKEN", "ModuleNotFoundError"),
+        ("import os; os.abort(); significand = np.rint(", "KILLED", "the process ended"),
+    ],
+)
+def test_a_fresh_fault_is_tried_on_all_that_can_see_it(workshop, new, verdict, reason):
+    found = planting.Check(workshop, ["numerics"]).verdict(dataclasses.replace(ROUNDED, new=new))
+    assert found[0] == verdict and reason in found[1], found
+
+
+def test_what_fails_without_a_fault_kills_none():
+    """Its red is nobody's doing: it is left out, and the others are asked."""
+    asked = []
+
+    class Pretended:
+        def try_out(self, fault, tests, options=()):
+            asked.append([option for option in options if "deselect" in option])
+            outcomes = {"t::red anyway": "call: AssertionError"}
+            if fault is not None and asked[-1]:
+                outcomes = {"t::good": "passed"}
+            return planting.Report(outcomes, {}, planting.ROOT, "")
+
+    assert planting.Check(Pretended(), ["numerics"]).verdict(ROUNDED)[0] == "SURVIVED"
+    assert asked == [[], [], ["--deselect=t::red anyway"]]
+
+
+def test_who_sees_a_file():
+    """Those of its room first; through a command's name and through a new process as well."""
+    seen = planting.tests_that_see("minilora.text.rows")
+    assert seen[0].startswith("tests/text/") and "tests/cli/test_main.py" in seen
+    assert "tests/numerics/test_numerics.py" not in seen
+    assert "tests/cli/test_main.py" in planting.tests_that_see("minilora.cli.generate")
