@@ -12,7 +12,7 @@ PARALLEL := -n 2 --dist loadfile
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300
 AXE := axe-core@4.14.1
 
-.PHONY: help lab test check bench notebooks parts readme axe clean
+.PHONY: help lab test check bench notebooks parts readme wheel floors axe clean
 
 help:
 	@echo "make lab        makes the environment (.venv) if needed and opens lesson 00 in JupyterLab"
@@ -22,6 +22,8 @@ help:
 	@echo "make notebooks  executes the lessons and saves them with their outputs"
 	@echo "make parts      rewrites badges and setup cells after the repository's address or the version has changed"
 	@echo "make readme     fills the README's tables from benchmarks/results"
+	@echo "make wheel      builds dist/minilora-*.whl, which carries data and lessons"
+	@echo "make floors     runs lessons on the oldest libraries that pyproject.toml allows"
 	@echo "make clean      removes the environment and what tests and runs left"
 
 # The environment, made once and again when its inputs change. torch comes first and by exact pin: a range would
@@ -54,8 +56,14 @@ check: $(STAMP)
 	@$(FORM)
 	@$(PYTEST) $(PARALLEL) -m "not slow and not browser" tests
 
+# In order: what others are built on comes first. The card's runs where there is a card.
+BENCHMARKS := memory.memory memory.peers memory.budget_example speed.cpu \
+    tasks.tasks tasks.example tasks.peers_train tasks.adapters tasks.mixing tasks.preference \
+    tasks.taste tasks.placement tasks.precision tasks.sweeps
 bench: $(STAMP)
-	@for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	@for name in $(BENCHMARKS); do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	    $(BIN)/python -m benchmarks.gpu.gpu; else echo "benchmarks.gpu.gpu needs a graphics card: left out"; fi
 	MINILORA_LATENCY=benchmarks/results/slider-latency.json MINILORA_RENDER_TIMES=benchmarks/results/slider-render.json \
 	    $(PYTEST) -k "latency or per_move" tests/browser tests/notebooks
 	@$(MAKE) --no-print-directory readme
@@ -70,9 +78,16 @@ parts: $(STAMP)
 readme: $(STAMP)
 	$(BIN)/python -m tools.readme
 
+wheel: $(STAMP)
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+floors: $(STAMP)
+	$(BIN)/python -m tools.floors
+
 environment.yml: pyproject.toml $(STAMP)
 	$(BIN)/python -m tools.environment
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-floors runs build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

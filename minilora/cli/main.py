@@ -1,4 +1,4 @@
-"""The command line: `minilora finetune | generate | evaluate | merge | budget | pretrain | doctor`.
+"""The command line: `minilora COMMAND`; COMMANDS names them all.
 
 What it replaces: the example scripts of transformers and PEFT with their dozens of flags.
 How it works: each command is a module with `add_arguments(parser)` and `run(args)`; only the chosen
@@ -29,6 +29,7 @@ COMMANDS = {
     "merge": ("minilora.cli.merge", "write an adapter into its model's weights"),
     "budget": ("minilora.cli.budget", "say what a run will need in memory, time and money"),
     "pretrain": ("minilora.cli.pretrain", "train the shipped tiny Llama from nothing"),
+    "lessons": ("minilora.cli.lessons", "lay the course's notebooks out and open them"),
     "doctor": ("minilora.cli.doctor", "say what this machine has and what is missing"),
 }
 

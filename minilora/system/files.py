@@ -22,18 +22,33 @@ from pathlib import Path
 from ..errors import MiniloraError
 
 
-def data_folder() -> Path:
-    """The repository's `data/`, which holds the shipped base and the tasks.
+def course_folder() -> Path:
+    """What the course is made of: `data/`, `notebooks/`, `benchmarks/results/`, README.md.
 
-    Raises MiniloraError where the package was installed without the repository beside it.
+    It is what the wheel carries inside the package, or in a clone the repository.
     """
-    folder = Path(__file__).resolve().parents[2] / "data"
+    package = Path(__file__).resolve().parents[1]
+    carried = package / "shipped"
+    return carried if carried.is_dir() else package.parent
+
+
+def data_folder() -> Path:
+    """The shipped base, the tasks and the adapters.
+
+    Raises MiniloraError where the package was installed without them.
+    """
+    folder = course_folder() / "data"
     if not folder.is_dir():
         raise MiniloraError(
-            f"the shipped data is not at {folder}; install minilora from a clone of its "
-            "repository with `pip install -e .`"
+            f"the shipped data is not at {folder}; install minilora again, from its wheel or, in a "
+            "clone of its repository, with `pip install -e .`"
         )
     return folder
+
+
+def results_folder() -> Path:
+    """The committed results of the benchmarks, which lessons and sliders read."""
+    return course_folder() / "benchmarks" / "results"
 
 
 def _sync(path: Path) -> None:
