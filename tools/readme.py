@@ -41,6 +41,11 @@ def _script(name: str) -> str:
     return found.relative_to(ROOT).as_posix()
 
 
+def _command(name: str) -> str:
+    """What starts a benchmark: a module of the repository."""
+    return "python -m " + _script(name).removesuffix(".py").replace("/", ".")
+
+
 def slider() -> str:
     """The moving picture."""
     return f"![{moving_picture.alt()}](docs/{moving_picture.PICTURE.name})"
@@ -66,10 +71,8 @@ def facts() -> str:
 
 def gpu_commands() -> str:
     """How the benchmark of a card is started."""
-    script = _script("gpu.py")
-    return (
-        f"    python {script} --tiny\n    python {script}\n    python {script} --parts b65 --fresh"
-    )
+    command = _command("gpu.py")
+    return f"    {command} --tiny\n    {command}\n    {command} --parts b65 --fresh"
 
 
 def task_table() -> str:
@@ -224,7 +227,7 @@ def training_table() -> str:
     """Fine-tuning by both backends: accuracy by seed, time of a step, memory."""
     found = _results("peers-train.json")
     if not found:
-        return f"To come: `python {_script('peers_train.py')}` fills this table."
+        return f"To come: `{_command('peers_train.py')}` fills this table."
     records = {record["key"]: record for record in found["records"]}
     rows = [
         "| QLoRA on | exact match by seed, %: ours | theirs | ms a step: ours | theirs "
@@ -325,7 +328,7 @@ def peers_table() -> str:
     """Predicted peaks of ten steps, ours and others', beside the measured one."""
     found = _results("peers.json")
     if not found:
-        return f"To come: `python {_script('peers.py')}` fills this table."
+        return f"To come: `{_command('peers.py')}` fills this table."
     names = list(found["sources"])
     rows = [
         "| peak of a step, GB (10⁹) | ledger | minilora | " + " | ".join(names) + " |",

@@ -135,7 +135,7 @@ def reward(example: dict, answer: str) -> float:
 
 def learn(model: nn.Module, tokenizer: Tokenizer, recipe: dict) -> list[dict]:
     """Put a fresh adapter on `model` and teach it short answers by a recipe of
-    benchmarks/preference.py: method "dpo" or "policy".
+    benchmarks/tasks/preference.py: method "dpo" or "policy".
     """
     torch.manual_seed(recipe["seed"])
     examples = questions("train")

@@ -10,27 +10,26 @@ import sys
 import pytest
 import torch
 
+from benchmarks.gpu import gpu, parts, random_llama
+from benchmarks.gpu.plan import PARTS, SMALL, TINY
+from benchmarks.kit import card
 from minilora.budget.catalog import GIB, GPUS, MODELS
 from minilora.budget.estimate import estimate
 from minilora.budget.measure.fake_run import OneBuffer, Plan, build
 from minilora.budget.measure.ledger import watch_steps
 from minilora.budget.setup import make
-from minilora.quantize import numpy_or_torch
+from minilora.quantize import kernels
 from tools.project import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import _card  # noqa: E402
-import _gpu_parts  # noqa: E402
-import _random_llama  # noqa: E402
-import gpu  # noqa: E402
-from _gpu_plan import PARTS, SMALL, TINY  # noqa: E402
 
 LIBRARIES = ("transformers", "peft", "bitsandbytes")
 
 
 def call(*arguments):
     return subprocess.run(
-        [sys.executable, "benchmarks/gpu.py", *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.gpu.gpu", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -71,7 +70,7 @@ def test_the_file_says_on_what_when_and_with_what_it_was_measured(measured):
     )
     assert all(found["versions"][name] for name in ("python", "torch", *LIBRARIES)) and found[
         "command"
-    ].startswith("python benchmarks/gpu.py")
+    ].startswith("python -m benchmarks.gpu.gpu")
     for record in found["parts"].values():
         assert (
             record["status"] == "done"
@@ -158,7 +157,7 @@ def test_a_second_call_measures_only_what_is_not_done(measured, monkeypatch, tmp
 
 
 def test_out_of_memory_is_recorded_as_such():
-    record = _gpu_parts.memory(TINY["b7"], options(cap_gb=0.003))
+    record = parts.memory(TINY["b7"], options(cap_gb=0.003))
     (training,) = record["trainings"]
     assert (
         record["status"] == "partial"
@@ -181,7 +180,7 @@ def test_a_process_that_takes_too_long_is_recorded():
 
 def test_without_bitsandbytes_ours_is_measured_and_the_peer_recorded_as_not_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
-    record = _gpu_parts.speed(TINY["a3"], options())
+    record = parts.speed(TINY["a3"], options())
     assert record["status"] == "partial" and record["beside"] == {}
     assert (
         record["contenders"]["ours"]["status"] == "done"
@@ -196,28 +195,28 @@ def test_without_bitsandbytes_ours_is_measured_and_the_peer_recorded_as_not_run(
 
 
 def test_what_breaks_is_recorded_with_its_place():
-    record = _gpu_parts.attempt(lambda: {"x": 1 / 0})
+    record = parts.attempt(lambda: {"x": 1 / 0})
     assert (
         record["status"] == "failed"
         and record["error"].startswith("ZeroDivisionError")
         and "1 / 0" in "\n".join(record["where"])
     )
-    assert _gpu_parts.attempt(lambda: {"x": 1}) == {"status": "done", "x": 1}
+    assert parts.attempt(lambda: {"x": 1}) == {"status": "done", "x": 1}
 
 
 def test_the_base_is_the_same_through_the_operations_of_a_gpu(monkeypatch):
     """Quantized and decoded by plain torch operations, as on a card without bitsandbytes: the same
     losses to the bit.
     """
-    setup = _gpu_parts.setup_of(TINY["b7"], 4, "cpu")
+    setup = parts.setup_of(TINY["b7"], 4, "cpu")
 
     def losses():
-        trainer = _gpu_parts.Trainer(_random_llama.ours(setup, "cpu", 0, one_buffer=False), setup)
+        trainer = parts.Trainer(random_llama.ours(setup, "cpu", 0, one_buffer=False), setup)
         trainer.steps(2)
         return trainer.losses
 
     by_processor = losses()
-    monkeypatch.setattr(numpy_or_torch, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(kernels, "on_cpu", lambda tensor: False)
     assert losses() == by_processor
 
 
@@ -232,19 +231,19 @@ def test_the_counter_sees_what_the_ledger_sees_and_holds_to_its_cap():
         device="cpu",
         precision="fp32",
     )
-    model = _random_llama.ours(setup, "cpu", 0)
+    model = random_llama.ours(setup, "cpu", 0)
     assert {type(layer.base) for layer in model.modules() if hasattr(layer, "lora_A")} == {
         OneBuffer
     }
-    peak = _card.peak_of(lambda: _gpu_parts.Trainer(model, setup).steps(2), model)
+    peak = card.peak_of(lambda: parts.Trainer(model, setup).steps(2), model)
     assert (
         peak.allocated
         == pytest.approx(watch_steps(build(Plan(setup)), Plan(setup)).peak, rel=0.002)
         and peak.reserved is None
     )
     with pytest.raises(MemoryError, match="the cap is 100"):
-        _card.peak_of(lambda: torch.zeros(30), torch.nn.Linear(2, 2), 100)
-    assert _card.peak_of(lambda: torch.zeros(10), torch.nn.Linear(2, 2), 100).allocated == 64
+        card.peak_of(lambda: torch.zeros(30), torch.nn.Linear(2, 2), 100)
+    assert card.peak_of(lambda: torch.zeros(10), torch.nn.Linear(2, 2), 100).allocated == 64
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -261,7 +260,7 @@ def test_every_shape_stands_on_meta_under_the_same_names_in_both_libraries(name)
             seq=part.seq,
             library=library,
         )
-        model = _random_llama.skeleton(setup)
+        model = random_llama.skeleton(setup)
         assert all(p.is_meta and p.dtype == torch.bfloat16 for p in model.parameters())
         found[library] = {key: tuple(p.shape) for key, p in model.named_parameters()}
         assert sum(p.numel() for p in model.parameters()) == part.shape.parameters
@@ -269,9 +268,9 @@ def test_every_shape_stands_on_meta_under_the_same_names_in_both_libraries(name)
 
 
 def test_caps_are_what_they_say_and_every_prediction_fits_under_its_own():
-    assert _card.card_cap(24).bytes == GPUS["L4"].usable - 512 * 2**20 < 24e9 - 512 * 2**20
-    assert _card.card_cap(48).bytes == GPUS["RTX A6000"].usable - 512 * 2**20
-    assert _card.decimal_cap(48).bytes + 512 * 2**20 == 48 * 10**9
+    assert card.card_cap(24).bytes == GPUS["L4"].usable - 512 * 2**20 < 24e9 - 512 * 2**20
+    assert card.card_cap(48).bytes == GPUS["RTX A6000"].usable - 512 * 2**20
+    assert card.decimal_cap(48).bytes + 512 * 2**20 == 48 * 10**9
     for part in PARTS.values():
         for rank, cap in part.runs:
             if cap:
@@ -285,9 +284,10 @@ def test_caps_are_what_they_say_and_every_prediction_fits_under_its_own():
                     foreach=False,
                 ).peak_allocated
                 # 2 % of the weights to spare
-                assert (
-                    peak + 2 * 2**25 + part.shape.parameters // 50 < _gpu_parts.CAPS[cap]().bytes
-                ), (part.shape.name, rank)
+                assert peak + 2 * 2**25 + part.shape.parameters // 50 < parts.CAPS[cap]().bytes, (
+                    part.shape.name,
+                    rank,
+                )
     assert PARTS["b20"].shape.parameters == pytest.approx(
         MODELS["gpt-neox-20b"].parameters, rel=2e-4
     )

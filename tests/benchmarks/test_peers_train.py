@@ -9,11 +9,9 @@ import sys
 
 import pytest
 
+from benchmarks.tasks import peers_train
 from tools import readme
 from tools.project import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import peers_train  # noqa: E402
 
 
 def test_both_take_the_same_steps_in_turn_and_memory_is_counted(monkeypatch):
@@ -73,7 +71,7 @@ def test_what_is_asked_for_is_named_once():
 
 def test_a_section_that_does_not_exist_is_named():
     done = subprocess.run(
-        [sys.executable, "benchmarks/peers_train.py", "--sections", "nothing"],
+        [sys.executable, "-m", "benchmarks.tasks.peers_train", "--sections", "nothing"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -3,16 +3,14 @@ package stores.
 """
 
 import json
-import sys
 
 import pytest
 
+from benchmarks.kit import short_runs
+from benchmarks.tasks import precision
 from minilora.system.files import data_folder
 
 ROOT = data_folder().parent
-sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts import each other by their bare names
-import precision  # noqa: E402
-import short_runs  # noqa: E402
 
 TABLE = json.loads((ROOT / "benchmarks" / "results" / "precision.json").read_text(encoding="utf-8"))
 
@@ -21,7 +19,7 @@ def test_the_table_has_every_recipe_once_and_belongs_to_the_shipped_base():
     made = [{name: run[name] for name in ("code", "block", "double")} for run in TABLE["runs"]]
     assert made == precision.recipes()
     assert TABLE["base"] == short_runs.fingerprint(), (
-        "made with another base; run python benchmarks/precision.py again"
+        "made with another base; run python -m benchmarks.tasks.precision again"
     )
 
 

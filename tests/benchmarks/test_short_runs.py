@@ -2,30 +2,17 @@
 that is shipped.
 """
 
-import importlib.util
 import json
-import sys
 
 import pytest
 
+from benchmarks.kit import short_runs
+from benchmarks.tasks import placement, sweeps, taste
 from minilora.system.files import data_folder
 
 ROOT = data_folder().parent
 
 
-def _script(name: str):
-    """A script of benchmarks/ as a module; they import each other by their bare names, as when they
-    are run.
-    """
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-short_runs = _script("short_runs")
-taste, placement, sweeps = _script("taste"), _script("placement"), _script("sweeps")
 CARD = {"response": '{"who": "Verra", "what": "the iron skate", "where": "the jail"}'}
 
 
@@ -197,7 +184,7 @@ def test_the_shipped_sweeps_are_whole_and_of_the_shipped_base(name, wanted):
     told = tables[name]
     recipes = wanted() if name == "sweep-rates.json" else wanted(tables["sweep-rates.json"]["runs"])
     assert told["base"] == short_runs.fingerprint(), (
-        f"{name} was made with another base; run benchmarks/sweeps.py again"
+        f"{name} was made with another base; run benchmarks/tasks/sweeps.py again"
     )
     assert [
         {k: run[k] for k in recipe} for run, recipe in zip(told["runs"], recipes, strict=True)

@@ -1,30 +1,21 @@
 """The benchmark of speed and memory runs through, in small, and leaves the results file alone."""
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks.speed import cpu
 from tools import readme
 from tools.project import ROOT
 
 
-@pytest.fixture(scope="module")
-def cpu():
-    """benchmarks/cpu.py as a module."""
-    spec = importlib.util.spec_from_file_location("cpu", ROOT / "benchmarks" / "cpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_quick_measures_every_section_and_writes_nothing(cpu):
+def test_quick_measures_every_section_and_writes_nothing():
     for library in ("transformers", "peft", "bitsandbytes"):
         pytest.importorskip(library)
     before = cpu.RESULTS.read_bytes() if cpu.RESULTS.exists() else None
     done = subprocess.run(
-        [sys.executable, "benchmarks/cpu.py", "--quick", "--threads", "1"],
+        [sys.executable, "-m", "benchmarks.speed.cpu", "--quick", "--threads", "1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -88,7 +79,7 @@ def test_the_readme_shows_what_was_measured_and_what_was_missed(monkeypatch):
 
 def test_a_section_that_does_not_exist_is_named():
     done = subprocess.run(
-        [sys.executable, "benchmarks/cpu.py", "--only", "nothing"],
+        [sys.executable, "-m", "benchmarks.speed.cpu", "--only", "nothing"],
         cwd=ROOT,
         capture_output=True,
         text=True,

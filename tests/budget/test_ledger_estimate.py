@@ -2,7 +2,6 @@
 the benchmark that makes that file.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.memory import configurations
+from benchmarks.memory import rows as file
 from minilora.budget import estimate
 from minilora.budget.measure.fake_run import by_kernel
 from minilora.budget.measure.ledger import measure
@@ -25,21 +26,10 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def memory():
-    """benchmarks/memory.py as a module."""
-    spec = importlib.util.spec_from_file_location(
-        "memory_benchmark", ROOT / "benchmarks" / "memory.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def rows(memory):
+def rows():
     """The rows of the results file by name."""
     return {
-        row["name"]: row for row in json.loads(memory.RESULTS.read_text(encoding="utf-8"))["rows"]
+        row["name"]: row for row in json.loads(file.RESULTS.read_text(encoding="utf-8"))["rows"]
     }
 
 
@@ -68,26 +58,26 @@ def rows(memory):
     ],
     ids=lambda settings: f"{settings['method']}-{settings['library']}",
 )
-def test_the_peak_on_paper_is_the_ledgers_within_one_percent(memory, settings):
+def test_the_peak_on_paper_is_the_ledgers_within_one_percent(settings):
     if settings["library"] == "transformers":
         pytest.importorskip("transformers")
     setup = make(
-        replace(memory.SMALL, layers=2), batch=2, seq=192, rank=16, device="cpu", **settings
+        replace(configurations.SMALL, layers=2), batch=2, seq=192, rank=16, device="cpu", **settings
     )
     ledger, budget = measure(setup, steps=1), estimate(setup)
     assert budget.peak_allocated == pytest.approx(ledger.peak, rel=0.01)
 
 
-def test_all_configurations_of_the_file_still_agree_within_one_percent(memory, rows):
-    setups = {memory.name_of(setup): setup for setup in memory.configurations()}
+def test_all_configurations_of_the_file_still_agree_within_one_percent(rows):
+    setups = {configurations.name_of(setup): setup for setup in configurations.configurations()}
     assert set(rows) == set(setups) and len(rows) >= 100, (
-        "run benchmarks/memory.py: its configurations changed"
+        "run benchmarks/memory/memory.py: its configurations changed"
     )
     for name, setup in setups.items():
         assert estimate(setup).peak_allocated == pytest.approx(rows[name]["ledger"], rel=0.01), name
     sizes = [setup.shape.parameters for setup in setups.values()]
     assert min(sizes) < 25e6 and max(sizes) > 65e9
-    found = json.loads(memory.RESULTS.read_text(encoding="utf-8"))["summary"]
+    found = json.loads(file.RESULTS.read_text(encoding="utf-8"))["summary"]
     assert found["rows"] == found["within_1_percent"] == len(rows) and found["worst_error"] <= 0.01
 
 
@@ -101,9 +91,7 @@ def test_all_configurations_of_the_file_still_agree_within_one_percent(memory, r
         ("llama-65b", "qlora", 64, "all", True, False, 44.56),
     ],
 )
-def test_peaks_of_known_runs(
-    memory, rows, model, method, rank, targets, checkpointing, foreach, peak
-):
+def test_peaks_of_known_runs(rows, model, method, rank, targets, checkpointing, foreach, peak):
     """Figures measured before, with transformers' Llama, SDPA, bf16, batch 1, 512 tokens."""
     setup = make(
         model,
@@ -114,11 +102,11 @@ def test_peaks_of_known_runs(
         foreach=foreach,
         device="cpu",
     )
-    assert rows[memory.name_of(setup)]["ledger"] / GIB == pytest.approx(peak, rel=0.01)
+    assert rows[configurations.name_of(setup)]["ledger"] / GIB == pytest.approx(peak, rel=0.01)
 
 
-def test_a_first_call_is_quick_and_small(memory):
-    found = json.loads(memory.RESULTS.read_text(encoding="utf-8"))["in_new_process"]
+def test_a_first_call_is_quick_and_small():
+    found = json.loads(file.RESULTS.read_text(encoding="utf-8"))["in_new_process"]
     seven, large = found["llama-7b"], found["llama-65b"]
     assert (
         seven["process_cpu"] < 15 and seven["process_bytes"] < 10**9 and large["process_cpu"] < 120
@@ -144,18 +132,22 @@ def test_the_kernel_of_bitsandbytes_decodes_our_weights():
 
 def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "benchmarks/memory.py", *words], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.memory.memory", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
-def test_the_script_for_a_gpu_runs_in_small_on_a_processor_and_writes_nothing(memory):
-    before = memory.RESULTS.read_bytes()
+def test_the_script_for_a_gpu_runs_in_small_on_a_processor_and_writes_nothing():
+    before = file.RESULTS.read_bytes()
     done = run("--gpu", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("on paper") == 3 and "cpu: 3 configurations" in done.stdout
     assert float(done.stdout.rpartition("worst ")[2].split("%")[0]) < 2
-    assert memory.RESULTS.read_bytes() == before
-    assert len({memory.name_of(setup) for setup in memory.card_configurations()}) >= 12
+    assert file.RESULTS.read_bytes() == before
+    setups = configurations.card_configurations()
+    assert len({configurations.name_of(setup) for setup in setups}) >= 12
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")

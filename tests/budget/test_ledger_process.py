@@ -20,15 +20,19 @@ GROWTH = """
 import json, os, sys
 import torch
 from minilora.budget.catalog import Shape
-from minilora.budget.ledger import watch_steps
-from minilora.budget.rehearsal import Plan, batch_of, build, loss_of, optimizer_of, prepared, update
+from minilora.budget.measure.fake_run import (
+    Plan, batch_of, build, loss_of, optimizer_of, prepared, update,
+)
+from minilora.budget.measure.ledger import watch_steps
 from minilora.budget.setup import make
 
 torch.set_num_threads(1)
-torch.backends.mkldnn.enabled = False  # it would lay weights out anew for its products, in memory of its own
+# it would lay weights out anew for its products, in memory of its own
+torch.backends.mkldnn.enabled = False
 
 def kib(field):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 def run(shape, settings):
     setup = make(Shape(*shape), **settings)
@@ -42,7 +46,9 @@ def run(shape, settings):
 
 shape, settings = json.loads(sys.argv[1])
 layer = ["warm", *shape[1:3], 1, *shape[4:6], 512]
-run(layer, settings)  # libraries, code and the buffers that MKL keeps for products of this size are there before the measurement begins
+# libraries, code and the buffers that MKL keeps for products of this size are there before the
+# measurement begins
+run(layer, settings)
 before = kib("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here
 run(shape, settings)

@@ -1,5 +1,5 @@
 """The card of this machine by CUDA's name for it, what was measured on cards, and the picture of
-lesson 13 that asks both.
+lesson 14 that asks both.
 """
 
 import json
@@ -61,7 +61,7 @@ def test_the_usable_bytes_are_cudas_own(monkeypatch, name, major, total, halves)
 
 
 def results(**changes):
-    """A file as `benchmarks/gpu.py` writes it, of a card."""
+    """A file as `benchmarks/gpu/gpu.py` writes it, of a card."""
     done = {"status": "done", "allocated": 3 * GIB, "predicted": 3 * GIB, "losses": [7.0, 6.5]}
     parts = {
         "a1": {
@@ -88,7 +88,7 @@ def results(**changes):
     }
     versions = {name: "1.0" for name in ("torch", "transformers", "peft", "bitsandbytes")}
     return {
-        "command": "python benchmarks/gpu.py",
+        "command": "python -m benchmarks.gpu.gpu",
         "device": {"name": "NVIDIA L4", "memory_GiB": 22.03, "capability": "8.9"},
         "versions": versions,
         "date": "2026-01-02",
@@ -100,7 +100,7 @@ def test_only_real_shapes_on_a_card_are_results(tmp_path):
     for name, content in {
         "gpu-l4": results(),
         "gpu-cpu-tiny": results(device={"name": "cpu"}),
-        "gpu-l4-tiny": results(command="python benchmarks/gpu.py --tiny"),
+        "gpu-l4-tiny": results(command="python -m benchmarks.gpu.gpu --tiny"),
         "other": results(),
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

@@ -50,11 +50,10 @@ def test_answers_from_a_model_are_escaped(monkeypatch):
 def test_a_missing_table_or_pair_is_said(monkeypatch, tmp_path):
     with pytest.raises(MiniloraError, match="no pair 'mood [+] mood'; it has extract [+] style, "):
         mixing.scores("mood + mood")
-    monkeypatch.setattr(mixing, "data_folder", lambda: tmp_path / "data")
+    monkeypatch.setattr(mixing, "results_folder", lambda: tmp_path)
     mixing.table.cache_clear()
-    with pytest.raises(MiniloraError, match="make it with `python benchmarks/mixing.py`"):
+    with pytest.raises(MiniloraError, match="make it with `python -m benchmarks.tasks.mixing`"):
         mixing.table()
-    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    (tmp_path / "benchmarks" / "results" / "sweep-mixing.json").write_text(json.dumps({"runs": []}))
+    (tmp_path / "sweep-mixing.json").write_text(json.dumps({"runs": []}))
     assert mixing.table() == {"runs": []}
     mixing.table.cache_clear()

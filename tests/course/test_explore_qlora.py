@@ -86,6 +86,6 @@ def test_the_smallest_card_is_named_and_none_is_admitted():
 
 
 def test_a_missing_table_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(qlora, "data_folder", lambda: tmp_path / "data")
-    with pytest.raises(MiniloraError, match="benchmarks/sweeps.py precision"):
+    monkeypatch.setattr(qlora, "results_folder", lambda: tmp_path)
+    with pytest.raises(MiniloraError, match="benchmarks.tasks.sweeps precision"):
         qlora.runs.__wrapped__()

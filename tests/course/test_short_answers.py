@@ -3,24 +3,19 @@ that the lesson shows.
 """
 
 import json
-import sys
 
 import pytest
 import torch
 
+from benchmarks.kit import short_runs
+from benchmarks.tasks import adapters, mixing
+from benchmarks.tasks import preference as preferences
 from minilora import lora
 from minilora.course import short_answers
 from minilora.llama import Llama
 from minilora.system.files import data_folder
 from minilora.text import Tokenizer
 from minilora.train import preference
-
-# its scripts import each other by their bare names
-sys.path.insert(0, str(data_folder().parent / "benchmarks"))
-import adapters  # noqa: E402
-import mixing  # noqa: E402
-import preference as preferences  # noqa: E402
-import short_runs  # noqa: E402
 
 SUM = {"prompt": "1 + 6?", "response": "7"}
 
@@ -85,7 +80,7 @@ def test_the_shorter_of_two_answers_is_the_chosen_one(monkeypatch):
 def test_the_shipped_adapters_belong_to_the_base_and_do_their_tasks():
     book = json.loads((data_folder() / "adapters" / "adapters.json").read_text(encoding="utf-8"))
     assert book["base"] == short_runs.fingerprint(), (
-        "made with another base; run benchmarks/adapters.py again"
+        "made with another base; run benchmarks/tasks/adapters.py again"
     )
     assert [record["task"] for record in book["adapters"]] == list(adapters.ALL)
     assert (data_folder() / "adapters" / "README.md").read_text(
@@ -129,7 +124,7 @@ def test_the_shipped_adapters_load_in_peft():
 def test_the_tables_of_the_lesson_are_whole_and_of_the_shipped_base():
     told = json.loads((short_runs.RESULTS / "sweep-mixing.json").read_text(encoding="utf-8"))
     assert told["base"] == short_runs.fingerprint(), (
-        "made with another base; run benchmarks/mixing.py again"
+        "made with another base; run benchmarks/tasks/mixing.py again"
     )
     assert [(" + ".join(run["adapters"]), run["seed"]) for run in told["runs"]] == [
         (pair, seed) for seed in mixing.SEEDS for pair in mixing.PAIRS
@@ -139,7 +134,7 @@ def test_the_tables_of_the_lesson_are_whole_and_of_the_shipped_base():
         assert all(0 <= hits <= run["asked"] for _, _, *right in run["points"] for hits in right)
     told = json.loads((short_runs.RESULTS / "sweep-preference.json").read_text(encoding="utf-8"))
     assert told["base"] == short_runs.fingerprint(), (
-        "made with another base; run benchmarks/preference.py again"
+        "made with another base; run benchmarks/tasks/preference.py again"
     )
     assert len(told["runs"]) == sum(
         len(preferences.SEEDS) * len(betas) for betas in preferences.BETAS.values()

@@ -3,12 +3,14 @@ tensors on one device.
 """
 
 import argparse
-import sys
 
 import pytest
 import torch
 from pretended_card import CARD, pretended_card
 
+from benchmarks.gpu import parts
+from benchmarks.gpu.plan import TINY
+from benchmarks.memory import on_card, rows
 from minilora import lora, text, train
 from minilora.budget import this_card
 from minilora.budget.measure.fake_run import checkpoint_layers
@@ -16,17 +18,11 @@ from minilora.budget.setup import make
 from minilora.llama import Config, Llama, decoder
 from minilora.qlora import four_bit
 from minilora.qlora.base import load_base, recipe
-from minilora.quantize import blockwise
+from minilora.quantize import kernels
 from minilora.quantize.kernels import torch_ops
 from minilora.recipes.merge import decode_rest
 from minilora.text import IGNORE
 from minilora.train import loop
-from tools.project import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import _gpu_parts  # noqa: E402
-import memory  # noqa: E402
-from _gpu_plan import TINY  # noqa: E402
 
 # A torch with CUDA asks the driver itself, behind Python's back; there a real card has to show the
 # same.
@@ -127,18 +123,18 @@ def test_loading_training_answering_and_merging_stay_on_the_card(
 @pytest.mark.slow
 def test_the_benchmark_of_cards_trains_under_its_cap_with_the_kernel_and_without(monkeypatch):
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr(_gpu_parts, "STEPS", 2)
+    monkeypatch.setattr(parts, "STEPS", 2)
     options = argparse.Namespace(device="cuda", tiny=True, cap_gb=None)
     with pretended_card():
-        record = _gpu_parts.memory(TINY["b7"], options)
+        record = parts.memory(TINY["b7"], options)
         assert (
             record["status"] == "done"
             and record["decoder"] == "one kernel, one buffer"
             and record["precision"] == "bf16"
         )
         assert record["trainings"][0]["falls"] and record["trainings"][0]["cap"]["enforced"]
-        monkeypatch.setattr(_gpu_parts, "kernel_works", lambda device: "it is not there")
-        plain = _gpu_parts.memory(TINY["b7"], options)
+        monkeypatch.setattr(parts, "kernel_works", lambda device: "it is not there")
+        plain = parts.memory(TINY["b7"], options)
         assert plain["decoder"].startswith("plain torch operations") and plain["status"] == "done"
         # not closer: here bitsandbytes runs on a processor, where it decodes rows of 352 wrongly
         assert plain["trainings"][0]["losses"] == pytest.approx(
@@ -168,7 +164,7 @@ def table_on_the_host(mask, length):
         (loop, "tensors", lambda rows, model: text.collate(rows, 0)),
         (four_bit, "_buffer", lambda shape, dtype, device: torch.empty(shape, dtype=dtype)),
         (torch_ops, "constant", lambda values, like: torch.tensor(values)),
-        (blockwise, "on_cpu", lambda x: True),
+        (kernels, "on_cpu", lambda x: True),
     ],
 )
 def test_a_tensor_left_on_the_host_is_found(folder, monkeypatch, owner, name, fault):
@@ -197,43 +193,43 @@ def test_a_row_that_breaks_off_spoils_no_other_and_what_is_there_is_kept(
     for library in ("transformers", "bitsandbytes"):
         pytest.importorskip(library)
     setups = [
-        make(memory.SMALL, method=method, seq=32, checkpointing=True)
+        make(on_card.SMALL, method=method, seq=32, checkpointing=True)
         for method in ("lora", "full-bf16", "qlora")
     ]
-    monkeypatch.setattr(memory, "card_configurations", lambda: setups)
-    monkeypatch.setattr(memory, "RESULTS", tmp_path / "memory.json")
-    monkeypatch.setattr(_gpu_parts, "kernel_works", lambda device: "it is not there")
-    (tmp_path / "memory.json").write_text(
+    monkeypatch.setattr(on_card, "card_configurations", lambda: setups)
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "on_card.json")
+    monkeypatch.setattr(on_card, "kernel_works", lambda device: "it is not there")
+    (tmp_path / "on_card.json").write_text(
         '{"gpu_rows": [{"card": "NVIDIA H100 80GB HBM3", "name": "of before"}, {"card": "T4", '
         '"name": "another"}]}'
     )
 
     def peak_on(device, setup):
         if setup.method == "full-bf16":
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+            raise torch.OutOfMemoryError("CUDA out of on_card.\nTried to allocate 2 GiB")
         assert device == "cuda" and setup.method == "lora"
         return 100 * 2**20
 
-    monkeypatch.setattr(memory, "peak_on", peak_on)
+    monkeypatch.setattr(on_card, "peak_on", peak_on)
     with pretended_card():
-        assert memory.on_card(argparse.Namespace(gpu="cuda")) == 1
+        assert on_card.on_card("cuda") == 1
     told = capsys.readouterr().out
     assert (
-        "broke off: OutOfMemoryError: CUDA out of memory. Tried" in told
+        "broke off: OutOfMemoryError: CUDA out of on_card. Tried" in told
         and "left out: 4 bits are decoded by bitsandbytes there, and it is not there" in told
     )
-    names = [row["name"] for row in memory.read()["gpu_rows"]]
-    assert names == ["of before", "another", memory.name_of(setups[0])]
+    names = [row["name"] for row in rows.read()["gpu_rows"]]
+    assert names == ["of before", "another", on_card.name_of(setups[0])]
 
 
 def test_a_step_of_every_method_runs_on_the_card():
     for library in ("transformers", "bitsandbytes"):
         pytest.importorskip(library)
-    shape = memory.Shape("8k", hidden=32, ffn=64, layers=1, heads=4, kv_heads=2, vocab=64)
+    shape = on_card.Shape("8k", hidden=32, ffn=64, layers=1, heads=4, kv_heads=2, vocab=64)
     with pretended_card():
         for method in ("full-bf16", "lora", "qlora"):
             assert (
-                memory.peak_on(
+                on_card.peak_on(
                     "cuda",
                     make(shape, method=method, rank=4, seq=16, checkpointing=method != "lora"),
                 )

@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.py` measured on graphics cards, read from its files and shown with card,
+"""What `benchmarks/gpu/gpu.py` measured on graphics cards, read from its files and shown with card,
 versions and date.
 
 What it replaces: figures retyped from a terminal.

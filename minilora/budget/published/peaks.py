@@ -8,7 +8,7 @@ program that was measured is not the one that `estimate` counts; `program` (see 
 through its own source and gives the bytes that it should have shown, part by part, and the error is
 shown with them as well.
 What it leaves out: figures without a model, a method or a length; multi-GPU runs; our own runs
-(`benchmarks/memory.py --gpu` adds those).
+(`benchmarks/memory/memory.py --gpu` adds those).
 Where numerics differ: GB is 10⁹ bytes and GiB 2³⁰, as each source has it. Prints of `nvidia-smi`
 include the driver's context, `max_memory_allocated` does not: `counts` says which of the two is
 compared. Some sources round to whole GB.

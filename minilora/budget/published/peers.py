@@ -5,7 +5,7 @@ What it replaces: arguing about calculators.
 How it works: each `Peer` has a name, its source, and a rule from a `Setup` to bytes, or None where
 it has no answer. The rules are as published, with the setup's own numbers put in; where a rule
 knows no adapters or no quantization, it is read as its users read it, and `reading` says how.
-`benchmarks/peers.py` runs them on ten setups beside `estimate` and the ledger.
+`benchmarks/memory/peers.py` runs them on ten setups beside `estimate` and the ledger.
 What it leaves out: calculators on the web whose formula is not published.
 Where numerics differ: these are estimates in GB or GiB; GB is taken as 10⁹ where the source does
 not say.

@@ -2,11 +2,11 @@
 tasks.
 
 What it replaces: the hope that the sum of two adapters can do the sum of two tasks.
-How it works: `benchmarks/mixing.py` mixed pairs of adapters at every pair of weights and asked test
-questions of both tasks; `benchmarks/results/sweep-mixing.json` keeps how many answers were right,
-for three trainings of each adapter. The picture shows both tasks as maps over the two weights with
-the chosen point ringed, its scores with their spread, and what the mixture answered to one question
-of each task.
+How it works: `benchmarks/tasks/mixing.py` mixed pairs of adapters at every pair of weights and
+asked test questions of both tasks; `benchmarks/results/sweep-mixing.json` keeps how many answers
+were right, for three trainings of each adapter. The picture shows both tasks as maps over the two
+weights with the chosen point ringed, its scores with their spread, and what the mixture answered to
+one question of each task.
 What it leaves out: weights and pairs that the table does not have.
 Where numerics differ: nowhere; it shows the table.
 """
@@ -17,7 +17,7 @@ import functools
 import json
 
 from ...errors import MiniloraError
-from ...system.files import data_folder
+from ...system.files import data_folder, results_folder
 from ..explore import layout, svg
 from .heat import heat
 from .widget import Explorer, Slider
@@ -34,10 +34,10 @@ def table() -> dict:
     """The shipped table. Raises MiniloraError where it is missing, with the command that makes
     it.
     """
-    path = data_folder().parent / "benchmarks" / "results" / "sweep-mixing.json"
+    path = results_folder() / "sweep-mixing.json"
     if not path.is_file():
         raise MiniloraError(
-            "the table of mixtures is not there; make it with `python benchmarks/mixing.py` "
+            "the table of mixtures is not there; make it with `python -m benchmarks.tasks.mixing` "
             "in the repository (about twenty minutes)"
         )
     return json.loads(path.read_text(encoding="utf-8"))

@@ -2,8 +2,8 @@
 is predicted.
 
 What it replaces: training in the slider's path, and renting a card to see whether a run fits.
-How it works: `benchmarks/sweeps.py precision` trained an adapter for each rank and precision, with
-three seeds, and full fine-tuning beside them, and wrote what came out to
+How it works: `benchmarks/tasks/sweeps.py precision` trained an adapter for each rank and precision,
+with three seeds, and full fine-tuning beside them, and wrote what came out to
 `benchmarks/results/sweep-precision.json`; the map shows the mean and the range over the seeds. The
 memory is `budget.estimate`'s peak of a step of one row of 512 tokens for the chosen model, with
 AdamW in one kernel, and the smallest card of the catalogue that holds it.
@@ -22,7 +22,7 @@ import statistics
 from ...budget import catalog
 from ...budget.estimate import estimate
 from ...errors import MiniloraError
-from ...system.files import data_folder
+from ...system.files import results_folder
 from ..explore import layout, palette, svg
 from .heat import heat
 from .widget import Explorer, Slider
@@ -51,10 +51,10 @@ def runs() -> dict[tuple, list[dict]]:
     """The shipped table's records by (precision, rank), rank 0 being full fine-tuning. Raises
     MiniloraError where it is missing.
     """
-    path = data_folder().parent / "benchmarks" / "results" / "sweep-precision.json"
+    path = results_folder() / "sweep-precision.json"
     if not path.is_file():
         raise MiniloraError(
-            "the table of runs is not there; make it with `python benchmarks/sweeps.py "
+            "the table of runs is not there; make it with `python -m benchmarks.tasks.sweeps "
             "precision` in the repository (about an hour)"
         )
     found: dict[tuple, list[dict]] = {}

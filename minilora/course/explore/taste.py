@@ -2,9 +2,10 @@
 runs that were really made.
 
 What it replaces: training in the slider's path, which would take a minute a move.
-How it works: `benchmarks/taste.py` trained one adapter for each rank and precision and wrote what
-came out to `benchmarks/results/taste.json`. The picture shows all runs as a map of exact answers
-with the chosen one ringed, its loss by step, and the card it wrote for one story of the test split.
+How it works: `benchmarks/tasks/taste.py` trained one adapter for each rank and precision and wrote
+what came out to `benchmarks/results/taste.json`. The picture shows all runs as a map of exact
+answers with the chosen one ringed, its loss by step, and the card it wrote for one story of the
+test split.
 What it leaves out: runs that the table does not have.
 Where numerics differ: nowhere; it shows the table.
 """
@@ -15,7 +16,7 @@ import functools
 import json
 
 from ...errors import MiniloraError
-from ...system.files import data_folder
+from ...system.files import data_folder, results_folder
 from ..explore import layout, svg
 from .heat import heat
 from .widget import Explorer, Slider
@@ -30,11 +31,11 @@ def table() -> dict:
     """The shipped table. Raises MiniloraError where it is missing, with the command that makes
     it.
     """
-    path = data_folder().parent / "benchmarks" / "results" / "taste.json"
+    path = results_folder() / "taste.json"
     if not path.is_file():
         raise MiniloraError(
-            "the table of runs is not there; make it with `python benchmarks/taste.py` in the "
-            "repository (about ten minutes)"
+            "the table of runs is not there; make it with `python -m benchmarks.tasks.taste` in "
+            "the repository (about ten minutes)"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -57,8 +58,8 @@ def compute(rank: int, precision: str) -> dict:
     """The chosen run, all runs for the map, and the answer that was wanted."""
     if (rank, precision) not in runs():
         raise MiniloraError(
-            f"the table has no run of rank {rank} over {precision}; `python "
-            "benchmarks/taste.py` makes the missing ones"
+            f"the table has no run of rank {rank} over {precision}; `python -m "
+            "benchmarks.tasks.taste` makes the missing ones"
         )
     return {"run": runs()[rank, precision], "runs": runs(), "wanted": question()["response"]}
 

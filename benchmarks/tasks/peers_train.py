@@ -5,25 +5,23 @@ What it replaces: a comparison of two scripts that differ in more than the libra
 How it works: in three sections, whose records stand in `results/peers-train.json` as soon as they
 are there:
 
-    exact     `minilora finetune --backend peft` and `--backend minilora`, then `minilora evaluate`,
-    for each task and seed, as a reader
-              would type them: QLoRA, rank 8, all linear layers. Where --work names a folder, a run
-              that was broken off is gone on with
-    time      both models in one process, one step each in turn on the same rows, so that a change
-    of the machine's pace hits both memory    a process for each: how far the resident set rises
-    above what it was before the model was read, over the first steps of
-              the run; then the peak of the storages of two steps on their longest rows, as the
-              ledger counts them (on a GPU: what torch's allocator gave out; the resident set is not
-              asked there)
+    exact   `minilora finetune --backend peft` and `--backend minilora`, then `minilora evaluate`,
+            for each task and seed, as a reader would type them: QLoRA, rank 8, all linear layers.
+            Where --work names a folder, a run that was broken off is gone on with
+    time    both models in one process, one step each in turn on the same rows, so that a change of
+            the machine's pace hits both
+    memory  a process for each: how far the resident set rises above what it was before the model
+            was read, over the first steps of the run; then the peak of the storages of two steps
+            on their longest rows, as the ledger counts them (on a GPU: what torch's allocator gave
+            out; the resident set is not asked there)
 
 Everything is at one thread. With a GPU at hand its rows are measured beside the processor's.
-What it leaves out: other methods than QLoRA; `cpu.py` has single steps of LoRA, and bf16.
+What it leaves out: other methods than QLoRA; `speed/cpu.py` has single steps of LoRA, and bf16.
 Where numerics differ: both stacks start from the same numbers and see the same rows; losses part in
 the last bits, and with them, after hundreds of steps, some of the 200 answers.
 
-    python benchmarks/peers_train.py [--sections exact,time,memory] [--tasks extract,mood] [--steps
-    300]
-                                      [--seeds 0,1,2] [--device cpu] [--again]
+    python -m benchmarks.tasks.peers_train [--sections exact,time,memory] [--tasks extract,mood]
+                                          [--steps 300] [--seeds 0,1,2] [--device cpu] [--again]
 """
 
 from __future__ import annotations
@@ -37,12 +35,10 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+from benchmarks.kit import machine
+from minilora.system.files import atomic_write
 
-from minilora.system.files import atomic_write  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "peers-train.json"
+RESULTS = machine.RESULTS / "peers-train.json"
 SECTIONS, TASKS, BACKENDS = ("exact", "time", "memory"), ("extract", "mood"), ("minilora", "peft")
 METHOD = {"method": "qlora", "rank": 8, "targets": "all"}
 TIMED = 30  # steps of each side
@@ -55,8 +51,6 @@ def read() -> dict:
 
 def keep(record: dict) -> None:
     """Put a record into the file, in the place of one with the same key."""
-    from _card import versions
-    from cpu import machine
 
     found = read()
     others = [each for each in found.get("records", []) if each["key"] != record["key"]]
@@ -64,8 +58,8 @@ def keep(record: dict) -> None:
         "what": "QLoRA of rank 8 on all linear layers of the shipped base",
         "threads": 1,
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
+        "machine": machine.about(),
+        "versions": machine.versions(),
         "records": sorted([*others, record], key=lambda each: each["key"]),
     }
     RESULTS.parent.mkdir(exist_ok=True)
@@ -100,7 +94,7 @@ def exact(key: str, work: Path | None) -> dict:
     """Fine-tune and evaluate by the command line. work: a folder in which runs lie, and are gone on
     with.
     """
-    from tasks import call, score
+    from benchmarks.tasks.tasks import call, score
 
     device, _, task, backend, steps, seed = key.split()
     command = [
@@ -172,7 +166,7 @@ class Run:
         from minilora.text import Tokenizer
         from minilora.train import Batches, parameter_groups
 
-        data = str(ROOT / "data" / "tasks" / task)
+        data = str(machine.ROOT / "data" / "tasks" / task)
         settings = {
             **finetune.DEFAULTS,
             **METHOD,
@@ -210,7 +204,7 @@ def time_section(device: str, task: str) -> dict:
     """Steps of both in turn; medians, and the median of the ratios of neighbours. Their losses must
     agree before a clock is believed.
     """
-    from _measure import interleaved, median_ms, ratio
+    from benchmarks.kit.measure import interleaved, median_ms, ratio
 
     runs = {backend: Run(task, backend, device) for backend in BACKENDS}
     losses: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
@@ -238,11 +232,10 @@ def time_section(device: str, task: str) -> dict:
 def memory_section(device: str, task: str, backend: str) -> dict:
     """How far the resident set rises from before the model is read, and the peak of storages."""
     import torch
-    from _card import peak_of
-    from memory import most_held
 
     import minilora.recipes.finetune
     import minilora.train  # noqa: F401  libraries come before the mark
+    from benchmarks.kit.card import peak_of
 
     if backend == "peft":
         import bitsandbytes  # noqa: F401
@@ -253,7 +246,7 @@ def memory_section(device: str, task: str, backend: str) -> dict:
     run = Run(task, backend, device)
     for number in range(STEPS):
         run.step(number)
-    rise = most_held() - before if device == "cpu" and before else None
+    rise = machine.most_held() - before if device == "cpu" and before else None
     longest = max(range(STEPS), key=lambda number: sum(len(ids) for ids, _ in run.batches(number)))
     run.optimizer.state.clear()  # made anew under the counter's eyes, or it would not see it
 
@@ -297,8 +290,9 @@ def in_new_process(key: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "record.json"
         done = subprocess.run(
-            [sys.executable, __file__, "--child", key, "--to", str(to)],
+            [sys.executable, "-m", "benchmarks.tasks.peers_train", "--child", key, "--to", str(to)],
             env=environment,
+            cwd=machine.ROOT,
             capture_output=True,
             text=True,
         )
@@ -349,7 +343,8 @@ def main() -> None:
         record = exact(key, options.work) if key.split()[1] == "exact" else in_new_process(key)
         keep({"key": key, **record})
         print(
-            f"{key}: {json.dumps({name: value for name, value in record.items() if name != 'command'})}",
+            f"{key}: "
+            + json.dumps({name: value for name, value in record.items() if name != "command"}),
             flush=True,
         )
 

@@ -10,7 +10,8 @@ What it leaves out: several seeds; the sweeps of lesson 08 have them.
 Where numerics differ: products run in bf16 where the processor has it; other machines may answer
 one or two of the 200 test questions differently.
 
-    python benchmarks/tasks.py [--tasks extract,mood] [--methods qlora-all] [--jobs 2] [--again]
+    python -m benchmarks.tasks.tasks [--tasks extract,mood] [--methods qlora-all]
+                                    [--jobs 2] [--again]
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"
+from benchmarks.kit import machine
+
+RESULTS = machine.RESULTS / "tasks.json"
 TASKS = ("extract", "mood", "style", "sums")
 # sums come suddenly and, with q and v alone, late: after 600 steps some runs have them and some not
 STEPS = {"sums": ["--steps", "1000"]}
@@ -47,10 +48,10 @@ def call(arguments: list[str]) -> tuple[str, float]:
     CalledProcessError with the output.
     """
     started = time.time()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(machine.ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "minilora", *arguments],
-        cwd=ROOT,
+        cwd=machine.ROOT,
         env=environment,
         capture_output=True,
         text=True,
@@ -146,7 +147,7 @@ def save(results: dict) -> None:
 
     import torch
 
-    machine = {
+    about = {
         "machine": platform.machine(),
         "torch": torch.__version__,
         "threads": 1,
@@ -154,7 +155,7 @@ def save(results: dict) -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
-        json.dumps({"date": date.today().isoformat(), **machine, "runs": results["runs"]}, indent=1)
+        json.dumps({"date": date.today().isoformat(), **about, "runs": results["runs"]}, indent=1)
         + "\n"
     )
 

@@ -1,10 +1,10 @@
 """The adapters that lesson 09 switches and mixes: one for each task, by the command a reader would
-type. `python benchmarks/adapters.py`
+type. `python -m benchmarks.tasks.adapters`
 
 What it replaces: files whose making nobody remembers.
 How it works: for each task and seed `minilora finetune` runs as a process with one thread and
 `minilora evaluate` scores what came out on the whole test split. `talkative` goes on from `sums`,
-on the same sums with most answers spelled out (`minilora.brevity`). Seed 0 goes to
+on the same sums with most answers spelled out (`minilora.course.short_answers`). Seed 0 goes to
 `data/adapters/TASK` in PEFT's folder format, further seeds to `runs/adapters/TASK-seedN`, which is
 not committed. Records (`adapters.json` in each place) keep command and score; an adapter of the
 same base and command is not trained again.
@@ -23,9 +23,10 @@ import time
 from pathlib import Path
 
 import torch
-from short_runs import fingerprint, header
-from tasks import ROOT, TASKS, call, score
 
+from benchmarks.kit import machine
+from benchmarks.kit.short_runs import fingerprint, header
+from benchmarks.tasks.tasks import TASKS, call, score
 from minilora import lora
 from minilora.course import short_answers
 from minilora.llama import Llama
@@ -33,23 +34,26 @@ from minilora.system.files import atomic_write, data_folder
 from minilora.text import Tokenizer, encode_rows
 from minilora.train import fit
 
-SHIPPED, OTHERS = ROOT / "data" / "adapters", ROOT / "runs" / "adapters"
+SHIPPED, OTHERS = machine.ROOT / "data" / "adapters", machine.ROOT / "runs" / "adapters"
 STEPS = {"extract": 300, "mood": 200, "style": 200, "sums": 700, "talkative": 300}
 ALL = (*TASKS, "talkative")
 RECIPE = ["--method", "lora", "--rank", "4", "--alpha", "8", "--targets", "all"]
 README = """# Adapters for the shipped base
 
-Written by `python benchmarks/adapters.py`, which lesson 09 builds on. Each folder is one adapter of rank 4 on all linear layers, α = 8, float32, in PEFT's
-format: `lora.load_adapter(model, folder)` here, `PeftModel.from_pretrained(model, folder)` there.
+Written by `python -m benchmarks.tasks.adapters`, which lesson 09 builds on. Each folder is one
+adapter of rank 4 on all linear layers, α = 8, float32, in PEFT's format:
+`lora.load_adapter(model, folder)` here, `PeftModel.from_pretrained(model, folder)` there.
 
 | adapter | right on the test split | seed | bytes | command |
 | --- | --- | --- | --- | --- |
 {rows}
 
-`talkative` goes on from `sums` and answers sums either with the bare number or in a sentence; a drawn answer counts as right if it names
-the wanted number and no other. The others are scored by equality of the greedy answer.
+`talkative` goes on from `sums` and answers sums either with the bare number or in a sentence; a
+drawn answer counts as right if it names the wanted number and no other. The others are scored by
+equality of the greedy answer.
 
-The SHA-256 of the base's weights begins with {base}. Made on {date} with torch {torch}, one thread. The same figures stand in `adapters.json`.
+The SHA-256 of the base's weights begins with {base}. Made on {date} with torch {torch}, one thread.
+The same figures stand in `adapters.json`.
 Licence: MIT, as the rest of the repository.
 """
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -64,7 +68,7 @@ def command_of(task: str, seed: int) -> list[str]:
     `python`.
     """
     if task == "talkative":
-        return ["benchmarks/adapters.py", "--tasks", task, "--seeds", str(seed)]
+        return ["-m", "benchmarks.tasks.adapters", "--tasks", task, "--seeds", str(seed)]
     return [
         "finetune",
         "--model",

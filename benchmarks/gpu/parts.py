@@ -1,8 +1,8 @@
 """The two kinds of parts of `gpu.py`: a step timed side by side, and training under a cap.
 
 What it replaces: nothing; it is what each process of `gpu.py` does.
-How it works: a step is `budget.rehearsal`'s: forward, loss, backward, clipping, fused AdamW. Each
-contender is made, measured and let go before the next one is made, so none stands in another's
+How it works: a step is `budget.measure.fake_run`'s: forward, loss, backward, clipping, fused AdamW.
+Each contender is made, measured and let go before the next one is made, so none stands in another's
 memory; the peak is that of its first two steps, in which the optimizer's memory is made and found
 again. In fp16 the loss is multiplied by 1024 before the backward pass; clipping and AdamW take that
 out again.
@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import statistics
 import time
 import traceback
 from collections.abc import Callable
 
-import _random_llama
 import torch
-from _card import Cap, card_cap, decimal_cap, hold_to, peak_of
-from _gpu_plan import SEED, Part
 from torch import nn
 
+from benchmarks.gpu import random_llama
+from benchmarks.gpu.plan import SEED, Part
+from benchmarks.kit.card import Cap, card_cap, decimal_cap, hold_to, kernel_works, let_go, peak_of
 from minilora import lora
 from minilora.budget.catalog import GIB
 from minilora.budget.estimate import estimate
@@ -35,7 +34,6 @@ from minilora.budget.measure.fake_run import (
     Plan,
     adapt,
     batch_of,
-    by_kernel,
     loss_of,
     optimizer_of,
     update,
@@ -43,7 +41,6 @@ from minilora.budget.measure.fake_run import (
 from minilora.budget.setup import Setup, make
 from minilora.budget.this_card import workspaces
 from minilora.hub import compute_dtype
-from minilora.quantize import quantize
 
 # AdamW's: a few steps on one batch show, and the fifth does not overshoot, 80 layers deep
 RATE = 5e-4
@@ -115,32 +112,6 @@ class Trainer:
             self.step()
 
 
-def let_go(device: str) -> None:
-    """Give back what the last contender held."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-
-
-def kernel_works(device: str) -> str | None:
-    """None if bitsandbytes' decoding kernel runs here and gives our numbers, else why it does
-    not.
-    """
-    if device == "cpu":
-        return None  # our own decoder fills the one buffer
-    try:
-        q = quantize(torch.randn(256, 128, device=device), double=True)
-        return (
-            None
-            if torch.allclose(
-                by_kernel(q, torch.float32), q.dequantize(torch.float32), rtol=1e-5, atol=0
-            )
-            else "bitsandbytes' kernel gives other numbers than ours"
-        )
-    except Exception as error:  # not installed, or without a library for this CUDA
-        return f"{type(error).__name__}: {error}"
-
-
 # -------------------------------------------------------------------------------------------- speed
 
 
@@ -152,16 +123,16 @@ def speed(part: Part, options: argparse.Namespace) -> dict:
     own, their = setup_of(part, rank, device), setup_of(part, rank, device, "transformers")
     reason = kernel_works(device)
     makers: dict[str, tuple[Setup, Callable[[], nn.Module], bool]] = {
-        "ours": (own, lambda: _random_llama.ours(own, device, SEED, not reason), False)
+        "ours": (own, lambda: random_llama.ours(own, device, SEED, not reason), False)
     }
     if device == "cuda" and not reason:
         makers["ours, plain decoder"] = (
             own,
-            lambda: _random_llama.ours(own, device, SEED, False),
+            lambda: random_llama.ours(own, device, SEED, False),
             False,
         )
-    makers["theirs"] = their, lambda: _random_llama.theirs(their, device, SEED), False
-    makers["theirs under autocast"] = their, lambda: _random_llama.theirs(their, device, SEED), True
+    makers["theirs"] = their, lambda: random_llama.theirs(their, device, SEED), False
+    makers["theirs under autocast"] = their, lambda: random_llama.theirs(their, device, SEED), True
     contenders = {}
     for name, (setup, maker, autocast) in makers.items():
         contenders[name] = attempt(lambda: contender(setup, maker, autocast))
@@ -267,7 +238,7 @@ def memory(part: Part, options: argparse.Namespace) -> dict:
     built: dict = {}
 
     def make_base() -> None:
-        built["model"] = _random_llama.ours(setups[0], device, SEED, not reason)
+        built["model"] = random_llama.ours(setups[0], device, SEED, not reason)
 
     outcome = attempt(lambda: make_base() or {})
     if outcome["status"] != "done":

@@ -18,15 +18,15 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.kit import machine
 from minilora.system.files import atomic_write, data_folder
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = machine.RESULTS
 RECIPE = {
     "task": "extract",
     "rank": 8,
@@ -150,7 +150,7 @@ def header(told: str) -> dict:
     """What the file says about how its records came about."""
     return {
         "what": told,
-        "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": machine.command(),
         "base": fingerprint(),
         "machine": {
             "cpus": os.cpu_count(),

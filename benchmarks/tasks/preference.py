@@ -1,19 +1,20 @@
 """DPO and the policy gradient of lesson 09, several seeds and strengths of the reference.
-`python benchmarks/preference.py`
+`python -m benchmarks.tasks.preference`
 
-What it replaces: one lucky run. How it works: the shipped model that answers sums shortly or at
-length (`minilora.brevity`) is the reference; a fresh adapter learns short answers by
-`minilora.preference`, by judged pairs (method dpo) or by reward (method policy). Before and after,
-150 held-out questions are answered by drawing; `short` and `right` are percent of them, `kl` is the
-mean log π_θ/π_ref of fifty draws.
-What it leaves out: other preferences, other tasks. Where numerics differ: see short_runs.py.
+What it replaces: one lucky run.
+How it works: the shipped model that answers sums shortly or at length
+(`minilora.course.short_answers`) is the reference; a fresh adapter learns short answers by
+`minilora.train.preference`, by judged pairs (method dpo) or by reward (method policy). Before and
+after, 150 held-out questions are answered by drawing; `short` and `right` are percent of them, `kl`
+is the mean log π_θ/π_ref of fifty draws.
+What it leaves out: other preferences, other tasks. Where numerics differ: see kit/short_runs.py.
 """
 
 from __future__ import annotations
 
 import time
 
-from short_runs import arguments, sweep
+from benchmarks.kit.short_runs import arguments, sweep
 
 SEEDS = (0, 1, 2)
 DPO = {

@@ -5,26 +5,25 @@ What it replaces: a figure from somebody else's card.
 How it works: seven runs in parts, each in a process of its own, so that one that runs out of memory
 spoils no other:
 
-    a1, a3, a8      tokens a second and peak memory of a step at the shapes of Llama-3.2-1B, 3.2-3B
-    and 3.1-8B, ours and theirs: the
-                    same batch, targets, rank, checkpointing, clipping and fused AdamW; after
-                    warm-up the median of up to ten steps
-    b7, b20, b65    training under a cap on what torch may take: 7B and 20B on a card of 24 GB, 65B
-    on one of 48 GB; five steps on one
-                    batch, the predicted peak (`budget.estimate`) beside the measured one
+    a1, a3, a8    tokens a second and peak memory of a step at the shapes of Llama-3.2-1B, 3.2-3B
+                  and 3.1-8B, ours and theirs: the same batch, targets, rank, checkpointing,
+                  clipping and fused AdamW; after warm-up the median of up to ten steps
+    b7, b20, b65  training under a cap on what torch may take: 7B and 20B on a card of 24 GB, 65B
+                  on one of 48 GB; five steps on one batch, the predicted peak (`budget.estimate`)
+                  beside the measured one
 
 Weights are random, in real shapes, made and quantized layer by layer on the device
-(`_random_llama.py`); `_card.py` says how peaks are measured and what a cap means. Every part is
+(`random_llama.py`); `kit/card.py` says how peaks are measured and what a cap means. Every part is
 written to results/gpu-NAME.json as soon as it is over; a second call goes on with those that are
 missing, broke off or lack a library. What did not run is in the file with its reason.
 `--device cpu --tiny --out DIR` runs the same code in small on a processor, its peaks counted by the
 ledger and held to caps of their own.
-What it leaves out: data, accuracy (`peers_train.py`), several cards.
+What it leaves out: data, accuracy (`tasks/peers_train.py`), several cards.
 Where numerics differ: peaks on a card are torch's own count, in blocks of 512 bytes with cuBLAS'
 workspaces, which the prediction adds.
 
-    python benchmarks/gpu.py [--parts a1,a3,a8,b7,b20,b65] [--out DIR] [--fresh] [--tiny]
-    python benchmarks/gpu.py --device cpu --tiny --out DIR
+    python -m benchmarks.gpu.gpu [--parts a1,a3,a8,b7,b20,b65] [--out DIR] [--fresh] [--tiny]
+    python -m benchmarks.gpu.gpu --device cpu --tiny --out DIR
 """
 
 from __future__ import annotations
@@ -41,16 +40,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
-
-from _gpu_plan import PARTS, SEED, TINY, Part  # noqa: E402
-
-from minilora.budget.catalog import GIB  # noqa: E402
-from minilora.system.files import atomic_write  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
-
+from benchmarks.gpu.plan import PARTS, SEED, TINY, Part
+from benchmarks.kit import machine
+from minilora.budget.catalog import GIB
+from minilora.system.files import atomic_write
 
 # --------------------------------------------------------------------------------- the results file
 
@@ -70,14 +63,15 @@ def write(path: Path, found: dict) -> None:
 def file_for(device_name: str, options: argparse.Namespace) -> Path:
     """Where results of a card go: each card, and each size, has a file of its own."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
-    return Path(options.out or RESULTS) / f"gpu-{slug}{'-tiny' if options.tiny else ''}.json"
+    return (
+        Path(options.out or machine.RESULTS) / f"gpu-{slug}{'-tiny' if options.tiny else ''}.json"
+    )
 
 
 def settings_of(part: Part, options: argparse.Namespace) -> dict:
     """What decides a part's numbers: a record with other settings, or of other libraries, is not
     gone on with.
     """
-    from _card import versions
 
     told = asdict(part) | {
         "shape": {name: value for name, value in asdict(part.shape).items() if name != "published"},
@@ -87,7 +81,7 @@ def settings_of(part: Part, options: argparse.Namespace) -> dict:
         "parameters": part.shape.parameters,
         "seed": SEED,
         "cap": options.cap_gb,
-        "versions": versions(),
+        "versions": machine.versions(),
     }
 
 
@@ -100,7 +94,7 @@ def child(name: str, options: argparse.Namespace) -> None:
     """
     import traceback
 
-    from _gpu_parts import memory, speed
+    from benchmarks.gpu.parts import memory, speed
 
     part = (TINY if options.tiny else PARTS)[name]
     began = time.perf_counter()
@@ -125,7 +119,8 @@ def in_new_process(name: str, options: argparse.Namespace) -> dict:
         to = Path(folder) / "record.json"
         command = [
             sys.executable,
-            __file__,
+            "-m",
+            "benchmarks.gpu.gpu",
             "--child",
             name,
             "--to",
@@ -143,7 +138,11 @@ def in_new_process(name: str, options: argparse.Namespace) -> dict:
         with open(Path(folder) / "stderr", "w+", encoding="utf-8", errors="replace") as chatter:
             try:
                 code = subprocess.run(
-                    command, stderr=chatter, env=environment, timeout=options.limit
+                    command,
+                    stderr=chatter,
+                    env=environment,
+                    cwd=machine.ROOT,
+                    timeout=options.limit,
                 ).returncode
                 why = f"the process ended with code {code}"
             except subprocess.TimeoutExpired:
@@ -160,7 +159,8 @@ def in_new_process(name: str, options: argparse.Namespace) -> dict:
 def run(options: argparse.Namespace) -> int:
     """Every part that is asked for and not there yet; returns how many are not done."""
     import torch
-    from _card import device_told, versions
+
+    from benchmarks.kit.card import device_told
 
     if options.device == "cuda" and not torch.cuda.is_available():
         print(
@@ -174,11 +174,11 @@ def run(options: argparse.Namespace) -> int:
     found = {} if options.fresh else read(path)
     found |= {
         "what": "QLoRA steps on one device, weights random",
-        "command": "python benchmarks/gpu.py"
+        "command": "python -m benchmarks.gpu.gpu"
         + (f" --device {options.device}" * (options.device != "cuda"))
         + " --tiny" * options.tiny,
         "device": about,
-        "versions": versions(),
+        "versions": machine.versions(),
         "seed": SEED,
         "date": datetime.now(UTC).date().isoformat(),
     }

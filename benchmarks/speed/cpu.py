@@ -3,17 +3,17 @@ at two: one run, one table.
 
 What it replaces: single numbers from single runs.
 How it works: each number of threads gets a new process, since thread pools are made once; in it the
-sections run one after another (`_codes.py`, `_steps.py`, `_inference.py`), the contenders of each
-taking turns. `_measure.py` says how time and memory are measured. The table is printed and goes to
-`results/cpu.json` with machine, versions, date and the load of the machine; `make readme` puts it
-into the README. A contender that gives other results than its peer stops the run. The decoder of
+sections run one after another (`codes.py`, `steps.py`, `inference.py`), the contenders of each
+taking turns. `kit/measure.py` says how time and memory are measured. The table is printed and goes
+to `results/cpu.json` with machine, versions, date and the load of the machine; `make readme` puts
+it into the README. A contender that gives other results than its peer stops the run. The decoder of
 4-bit weights is compiled before anything is timed (MINILORA_COMPILE=always), as it is in any long
 run by itself.
 What it leaves out: graphics cards; torch.compile over whole models.
 Where numerics differ: see the modules that are measured. The processor is often a shared one:
 believe ratios, not milliseconds.
 
-    python benchmarks/cpu.py [--threads 1,2] [--only codes,lora] [--rounds 11] [--quick]
+    python -m benchmarks.speed.cpu [--threads 1,2] [--only codes,lora] [--rounds 11] [--quick]
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -31,17 +30,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+from benchmarks.kit import machine
+
+RESULTS = machine.RESULTS / "cpu.json"
 SECTIONS = ("codes", "lora", "qlora", "int8", "generation")
 LIBRARIES = ("torch", "numpy", "transformers", "peft", "bitsandbytes")
 
 
 def section_rows(section: str, threads: int, rounds: int, quick: bool) -> list:
     """The rows of one section, measured in this process."""
-    from _codes import code_rows
-    from _inference import generation_rows, int8_rows
-    from _steps import Shape, step_rows
+    from benchmarks.speed.codes import code_rows
+    from benchmarks.speed.inference import generation_rows, int8_rows
+    from benchmarks.speed.steps import Shape, step_rows
 
     shape = (
         Shape(hidden=64, layers=1, inner=128, vocab=96, length=16, batch=2) if quick else Shape()
@@ -85,19 +85,20 @@ def in_new_process(threads: int, options: argparse.Namespace) -> tuple[list[dict
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(machine.ROOT),
     }
     environment["MINILORA_COMPILE"] = "auto" if options.quick else "always"
     environment |= {
         name: str(threads)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
-    before = load()
+    before = machine.load()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [
             sys.executable,
-            __file__,
+            "-m",
+            "benchmarks.speed.cpu",
             "--measure",
             str(out),
             "--threads",
@@ -108,15 +109,17 @@ def in_new_process(threads: int, options: argparse.Namespace) -> tuple[list[dict
         command += ["--only", ",".join(options.only), *(["--quick"] if options.quick else [])]
         # warnings of the libraries; shown where something failed
         with open(Path(folder) / "stderr", "w+") as chatter:
-            code = subprocess.run(command, env=environment, stderr=chatter).returncode
+            code = subprocess.run(
+                command, env=environment, stderr=chatter, cwd=machine.ROOT
+            ).returncode
             if code:
                 chatter.seek(0)
                 sys.stderr.write(chatter.read()[-4000:])
                 raise SystemExit(
-                    f"benchmarks/cpu.py: the run with {threads} threads ended with code "
+                    f"benchmarks.speed.cpu: the run with {threads} threads ended with code "
                     f"{code}; nothing is written"
                 )
-        return json.loads(out.read_text()), [before, load()]
+        return json.loads(out.read_text()), [before, machine.load()]
 
 
 def line(record: dict) -> str:
@@ -135,45 +138,6 @@ def line(record: dict) -> str:
         f"{record['peer_name']} {record['peer']:9.2f}"
         f"  {told}{goal}  {record['beside']}"
     ).rstrip()
-
-
-def load() -> float:
-    """The machine's load average over the last minute: how many processes wanted a core."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else -1.0
-
-
-def machine() -> dict:
-    """Processor, cores and memory."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        model = next(
-            (
-                text.split(":", 1)[1].strip()
-                for text in info.read_text().splitlines()
-                if text.startswith("model name")
-            ),
-            model,
-        )
-    memory = (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    )
-    return {
-        "processor": model,
-        "architecture": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "memory_GB": round(memory / 1e9, 1),
-    }
-
-
-def use_all_cores() -> None:
-    """Undo a pinning that the shell may have handed down, where the system allows it."""
-    if hasattr(os, "sched_setaffinity"):
-        try:
-            os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        except OSError:
-            pass
 
 
 def arguments() -> argparse.Namespace:
@@ -203,7 +167,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    use_all_cores()
+    machine.use_all_cores()
     if options.measure:
         Path(options.measure).write_text(json.dumps(measure(options.threads[0], options)))
         return
@@ -230,8 +194,8 @@ def main() -> None:
         return
     found = {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", "benchmarks/cpu.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "command": machine.command(),
+        "machine": machine.about(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "load_average": {
@@ -243,7 +207,7 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {RESULTS.relative_to(ROOT)}")
+    print(f"written: {RESULTS.relative_to(machine.ROOT)}")
 
 
 if __name__ == "__main__":

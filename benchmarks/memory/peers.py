@@ -3,14 +3,14 @@
 What it replaces: a comparison on one lucky configuration.
 How it works: for each of ten setups, from 135 million to 65 billion parameters, the ledger measures
 the peak of a real step on tensors without memory; `minilora.budget.estimate` and the rules of
-`minilora.budget.peers` predict it. accelerate's own functions are run on a model on the meta
-device, and must give what the rule in `peers` gives. Writes `results/peers.json`; `make readme`
-makes the table.
+`minilora.budget.published.peers` predict it. accelerate's own functions are run on a model on the
+meta device, and must give what the rule in `peers` gives. Writes `results/peers.json`; `make
+readme` makes the table.
 What it leaves out: the driver's context and the allocator's rounding, which no rule here claims to
 know.
 Where numerics differ: bytes are exact; the rules are what they are.
 
-    python benchmarks/peers.py            # `--keep` predicts anew beside the peaks that were
+    python -m benchmarks.memory.peers            # `--keep` predicts anew beside the peaks that were
     measured last
 """
 
@@ -21,14 +21,14 @@ import json
 import statistics
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 
+from benchmarks.kit import machine
 from minilora.budget import estimate
 from minilora.budget.catalog import llama_config
 from minilora.budget.published import peers
 from minilora.budget.setup import Setup, make
 
-RESULTS = Path(__file__).resolve().parent / "results" / "peers.json"
+RESULTS = machine.RESULTS / "peers.json"
 TEN = [
     dict(model="smollm2-135m", method="lora", rank=16, batch=8, seq=512, checkpointing=False),
     dict(model="tinyllama-1.1b", method="full", batch=1, seq=512, checkpointing=False),
@@ -169,7 +169,7 @@ def main() -> None:
     if only is None:
         about = {
             "what": "predicted and measured peaks of ten training steps, in bytes",
-            "command": "python benchmarks/peers.py",
+            "command": "python -m benchmarks.memory.peers",
             "date": date.today().isoformat(),
             "versions": {
                 name: version(name) for name in ("minilora", "torch", "transformers", "accelerate")

@@ -8,7 +8,7 @@ both into the README.
 What it leaves out: the other tasks and methods; `tasks.py` has them.
 Where numerics differ: as in `tasks.py`.
 
-    python benchmarks/example.py
+    python -m benchmarks.tasks.example
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "example.json"
-PICTURE = ROOT / "docs" / "loss.png"
+from benchmarks.kit import machine
+
+RESULTS = machine.RESULTS / "example.json"
+PICTURE = machine.ROOT / "docs" / "loss.png"
 TASK = "data/tasks/extract"
 
 
@@ -36,8 +37,8 @@ def run(arguments: list[str], out: Path) -> dict:
     real = [str(out) if argument == "runs/extract" else argument for argument in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "minilora", *real],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=machine.ROOT,
+        env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -51,9 +52,8 @@ def run(arguments: list[str], out: Path) -> dict:
 
 
 def main() -> None:
-    prompt = json.loads((ROOT / TASK / "test.jsonl").read_text(encoding="utf-8").splitlines()[0])[
-        "prompt"
-    ]
+    first = (machine.ROOT / TASK / "test.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    prompt = json.loads(first)["prompt"]
     commands = [
         ["evaluate", "--model", "tiny", "--data", TASK],
         [

@@ -2,26 +2,23 @@
 makes it fit, and the picture.
 
 What it replaces: output typed or remembered.
-How it works: as in `example.py`, whose `run` it uses; the output goes to `results/budget.json`, the
-picture to `docs/budget.svg`. Takes a second.
+How it works: as in `tasks/example.py`, whose `run` it uses; the output goes to
+`results/budget.json`, the picture to `docs/budget.svg`. Takes a second.
 What it leaves out: the other options; `minilora budget --help` lists them.
 Where numerics differ: nowhere; the numbers are counted, not measured.
 
-    python benchmarks/budget_example.py
+    python -m benchmarks.memory.budget_example
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from datetime import date
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from benchmarks.kit import machine
+from benchmarks.tasks.example import run
 
-from example import ROOT, run  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "budget.json"
+RESULTS = machine.RESULTS / "budget.json"
 PICTURE = "docs/budget.svg"
 COMMAND = [
     "budget",
@@ -42,7 +39,7 @@ COMMAND = [
 
 
 def main() -> None:
-    shown = [run([*COMMAND, "--picture", PICTURE], ROOT / "runs" / "extract")]
+    shown = [run([*COMMAND, "--picture", PICTURE], machine.ROOT / "runs" / "extract")]
     RESULTS.write_text(
         json.dumps(
             {"date": date.today().isoformat(), "commands": shown}, indent=1, ensure_ascii=False

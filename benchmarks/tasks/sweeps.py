@@ -1,5 +1,5 @@
 """The long tables under lessons 08 and 10: many short runs of the shipped base, three seeds each.
-`python benchmarks/sweeps.py`
+`python -m benchmarks.tasks.sweeps`
 
 What it replaces: one run on which a lesson would rest its case.
 How it works: parts, one after the other. `rates` tries learning rates with a seed that is used
@@ -10,9 +10,9 @@ as many numbers in all as LoRA trains; `update` looks at where the two kinds of 
 they end, so a sweep that was broken off goes on where it stopped.
 What it leaves out: pretrained small models (the shipped base has no smaller sister); runs to the
 end.
-Where numerics differ: see short_runs.py.
+Where numerics differ: see kit/short_runs.py.
 
-    python benchmarks/sweeps.py [rates ranks update precision] [--jobs 2]
+    python -m benchmarks.tasks.sweeps [rates ranks update precision] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import argparse
 import math
 import time
 
-from short_runs import RECIPE, RESULTS, sweep
+from benchmarks.kit.short_runs import RECIPE, RESULTS, sweep
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
@@ -168,8 +168,7 @@ def update_run(plan: dict) -> dict:
     import torch
 
     torch.set_num_threads(1)
-    from short_runs import adapted
-
+    from benchmarks.kit.short_runs import adapted
     from minilora import lora, train
     from minilora.system.files import data_folder
     from minilora.text import encode_rows, read_split

@@ -18,21 +18,19 @@ from __future__ import annotations
 
 import gc
 import itertools
-import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from cpu import machine
 from torch import Tensor, nn
 
+from benchmarks.kit import machine
 from minilora.budget.catalog import CONTEXT, GIB, GPUS
+from minilora.budget.measure.fake_run import by_kernel
 from minilora.budget.measure.ledger import Watch
-
-LIBRARIES = ("torch", "numpy", "transformers", "peft", "bitsandbytes", "triton")
+from minilora.quantize import quantize
 
 
 @dataclass(frozen=True)
@@ -173,13 +171,39 @@ def hold_to(cap: int, device: str) -> bool:
     return cap <= total
 
 
+def let_go(device: str) -> None:
+    """Give back what the last contender held."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def kernel_works(device: str) -> str | None:
+    """None if bitsandbytes' decoding kernel runs here and gives our numbers, else why it does
+    not.
+    """
+    if device == "cpu":
+        return None  # our own decoder fills the one buffer
+    try:
+        q = quantize(torch.randn(256, 128, device=device), double=True)
+        return (
+            None
+            if torch.allclose(
+                by_kernel(q, torch.float32), q.dequantize(torch.float32), rtol=1e-5, atol=0
+            )
+            else "bitsandbytes' kernel gives other numbers than ours"
+        )
+    except Exception as error:  # not installed, or without a library for this CUDA
+        return f"{type(error).__name__}: {error}"
+
+
 # -------------------------------------------------------------------------------------------- names
 
 
 def device_told(device: str) -> dict:
     """The device in words and numbers, for a results file."""
     if not device.startswith("cuda"):
-        return machine() | {"name": "cpu"}
+        return machine.about() | {"name": "cpu"}
     about = torch.cuda.get_device_properties(device)
     return {
         "name": about.name,
@@ -188,7 +212,7 @@ def device_told(device: str) -> dict:
         "capability": f"{about.major}.{about.minor}",
         "driver": driver(),
         "cuda": torch.version.cuda,
-        "host": machine(),
+        "host": machine.about(),
     }
 
 
@@ -208,14 +232,3 @@ def driver() -> str | None:
         if said.returncode == 0 and said.stdout.strip()
         else None
     )
-
-
-def versions() -> dict:
-    """Python and the libraries; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found

@@ -22,7 +22,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from _measure import Row, Seconds, interleaved, median_ms, peak_bytes, ratio, saved_bytes
+
+from benchmarks.kit.measure import (
+    Row,
+    Seconds,
+    interleaved,
+    median_ms,
+    peak_bytes,
+    ratio,
+    saved_bytes,
+)
 
 GOALS = {
     ("LoRA", "fp32"): 0.90,
@@ -190,8 +199,7 @@ def _peak(model: torch.nn.Module, forward: Callable) -> int:
     """Peak of a step, the buffer in which 4-bit weights are decoded, usually kept from step to
     step, counted in.
     """
-    from minilora.qlora import four_bit
-    from minilora.quantize.kernels import cpu
+    from minilora.system import scratch
 
     model.zero_grad(set_to_none=True)
 
@@ -199,8 +207,7 @@ def _peak(model: torch.nn.Module, forward: Callable) -> int:
         forward().backward()
         model.zero_grad(set_to_none=True)
 
-    for scratch in (four_bit._scratch, cpu._work):
-        scratch.__dict__.clear()
+    scratch.free()
     return peak_bytes(step)
 
 

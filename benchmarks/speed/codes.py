@@ -17,7 +17,8 @@ import os
 from unittest.mock import patch
 
 import torch
-from _measure import Row, Seconds, interleaved, median_ms, ratio
+
+from benchmarks.kit.measure import Row, Seconds, interleaved, median_ms, ratio
 
 
 def code_rows(threads: int, side: int, rounds: int) -> list[Row]:

@@ -1,5 +1,5 @@
 """What two adapters are worth when they speak together, by weight (lesson 09).
-`python benchmarks/mixing.py`
+`python -m benchmarks.tasks.mixing`
 
 What it replaces: nothing. How it works: for pairs of the shipped adapters and every pair of weights
 from 0 to 1 in quarters, `lora.mix_adapters` (method cat, which is exact) makes one adapter of both,
@@ -7,7 +7,7 @@ and test questions of either task are answered. Three trainings of each adapter 
 what is missing; seed 0 is the shipped one), each asked questions of its own, give the spread.
 Weights (1, 0) are one adapter alone, (1, 1) both in full.
 What it leaves out: mixtures of three, and mixing by linear or svd.
-Where numerics differ: see short_runs.py.
+Where numerics differ: see kit/short_runs.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from __future__ import annotations
 import itertools
 import time
 
-import adapters
-from short_runs import arguments, sweep
-
+from benchmarks.kit.short_runs import arguments, sweep
+from benchmarks.tasks import adapters
 from minilora.course.explore.mixing import PAIRS, WEIGHTS
 
 SEEDS = (0, 1, 2)

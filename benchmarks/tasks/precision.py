@@ -1,15 +1,15 @@
 """The shipped base at every precision (lesson 05): held-out loss against bits stored per weight.
-`python benchmarks/precision.py`
+`python -m benchmarks.tasks.precision`
 
 What it replaces: a leaderboard.
 How it works: the linear layers of the decoder are quantized and put back as what the codes stand
 for (`minilora.quantize`); embedding, head and norms stay as they are. The loss is that of
-`minilora.pretrain.examine` on documents that the training never saw, nats per token, and `lookup`
-the share of look-up questions answered exactly. Bits are what `Quantized.nbytes` counts: codes,
-scales and the scales' constants.
+`minilora.recipes.pretrain.examine` on documents that the training never saw, nats per token, and
+`lookup` the share of look-up questions answered exactly. Bits are what `Quantized.nbytes` counts:
+codes, scales and the scales' constants.
 What it leaves out: quantized arithmetic and activations (one row computes in bf16); calibration
 with data.
-Where numerics differ: see short_runs.py. The rounding itself is the same everywhere.
+Where numerics differ: see kit/short_runs.py. The rounding itself is the same everywhere.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import json
 import time
 from pathlib import Path
 
-from short_runs import RESULTS, header
-
+from benchmarks.kit.short_runs import RESULTS, header
 from minilora.system.files import atomic_write, data_folder
 
 CODES = ("int8", "nf4", "fp4", "int4", "int3", "int2")

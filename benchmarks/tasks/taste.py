@@ -1,12 +1,12 @@
 """The table under the sliders of lesson 00: a minute of QLoRA by rank and precision.
-`python benchmarks/taste.py`
+`python -m benchmarks.tasks.taste`
 
 What it replaces: training in the slider's path. How it works: every rank with every precision of
 the frozen base, sixty steps on `extract`, forty questions of the test split. What it leaves out:
-longer runs, other tasks and seeds. Where numerics differ: see short_runs.py.
+longer runs, other tasks and seeds. Where numerics differ: see kit/short_runs.py.
 """
 
-from short_runs import RECIPE, arguments, sweep
+from benchmarks.kit.short_runs import RECIPE, arguments, sweep
 
 RANKS = (1, 2, 4, 8, 16, 32)
 PRECISIONS = ("fp32", "nf4", "int3", "int2")

@@ -15,9 +15,10 @@ import copy
 import tempfile
 
 import torch
-from _measure import Row, interleaved, median_ms, ratio
-from _steps import Shape, dense_model
 from torch.nn import functional as F
+
+from benchmarks.kit.measure import Row, interleaved, median_ms, ratio
+from benchmarks.speed.steps import Shape, dense_model
 
 
 def int8_rows(threads: int, shape: Shape, rounds: int) -> list[Row]:

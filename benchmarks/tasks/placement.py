@@ -1,13 +1,13 @@
 """Where to put an adapter of a given size (lesson 08): as many trained numbers, on other matrices.
-`python benchmarks/placement.py`
+`python -m benchmarks.tasks.placement`
 
 What it replaces: nothing. How it works: on the shipped base, rank 32 on query and value, rank 16 on
 all four attention matrices and rank 7 on all seven linear layers are 143,360 numbers each; rank 12
 on the MLP alone is 138,240. α = 2r, so that the scale is 2 everywhere.
-What it leaves out: other budgets and tasks. Where numerics differ: see short_runs.py.
+What it leaves out: other budgets and tasks. Where numerics differ: see kit/short_runs.py.
 """
 
-from short_runs import RECIPE, arguments, sweep
+from benchmarks.kit.short_runs import RECIPE, arguments, sweep
 
 PLACES = (
     (("q_proj", "v_proj"), 32),
