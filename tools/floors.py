@@ -106,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     make()
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else a kernel warns of its debugger
+    environment.setdefault("OMP_NUM_THREADS", "1")  # as the tests run the lessons
     codes = [
         subprocess.run(
             [str(python()), "-m", "tools.floors", "--here", str(path)], cwd=ROOT, env=environment
