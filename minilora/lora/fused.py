@@ -1,85 +1,126 @@
-"""One autograd step for a frozen linear layer with an adapter: less traffic, the same numbers.
+"""One autograd step for a frozen linear layer, with an adapter or without: less traffic, the same
+numbers.
 
 What it replaces: the chain of seven operations that autograd records for
 `base(x) + ((x Aᵀ) Bᵀ) * s`.
-How it works: with x (N, in), W (out, in), A (r, in), B (out, r) and h = x Aᵀ (N, r) the output is
+How it works: the weight W is a tensor, or a decoder: a function that gives the dense weight in a
+type, such as the 4-bit layer's, which writes it into a buffer for the moment. With N rows and rank
+r, and with "d" for the gradient of the loss (dy is ∂L/∂y), the forward pass is
 
-    y = x Wᵀ + b + (h Bᵀ) s
+    h  = x Aᵀ                      (N, r)
+    y  = x Wᵀ + b + (h Bᵀ) s       (N, out)
 
-For G = ∂L/∂y (N, out) the chain rule gives, W and b being frozen,
+where x is (N, in), W (out, in), b (out,), A (r, in), B (out, r) and s a number. W is frozen, so the
+chain rule leaves
 
-    ∂L/∂B = s Gᵀ h                        (out, r)
-    ∂L/∂h = s G B =: H                    (N, r)      small: everything of the adapter goes through
-    r columns ∂L/∂A = Hᵀ x                          (r, in)
-    ∂L/∂x = G W + H A                     (N, in)     the second product is added inside the first's
-    buffer
+    dh = s · dy B                  (N, r)      all that the adapter passes back goes through it
+    dA = dhᵀ x                     (r, in)
+    dB = s · dyᵀ h                 (out, r)
+    dx = dy W + dh A               (N, in)
+    db = Σ dy over the rows        (out,)      where the bias learns
 
-so x and h are all that has to be kept (W, A and B are kept anyway). Autograd's chain passes over
-(N, out) for "times s" and "plus" going forward and "times s" going back, and over (N, in) to add
-the two gradients of x. Here s rides on the small matrices, sums are made in the buffer that the
-large product just filled, and ∂L/∂B is taken as (hᵀ G)ᵀ, a few rows times many, which runs more
-than twice as fast as the other way round.
-What it leaves out: dropout, DoRA, double backward, autocast; `can_fuse` sends those down the plain
-path in layer.py.
+and without an adapter dx = dy W alone. So x and h are what has to be kept, and without an adapter
+nothing: W, A and B are there anyway, and a decoder decodes again, which costs far less than the
+products that W takes part in. Autograd's chain passes over (N, out) for "times s" and "plus" going
+forward and for "times s" going back, and over (N, in) to add the two gradients of x. Here s rides
+on the small matrices, sums are made in the buffer that the large product just filled, and dB is
+taken as (hᵀ dy)ᵀ, a few rows times many, which runs more than twice as fast as the other way round.
+What it leaves out: gradients of W, dropout, DoRA, double backward. `can_fuse` sends those, and
+autocast over a weight in floating point, down the plain path in layer.py.
 Where numerics differ: in fp32 the forward pass not at all. A gradient may differ in the last bits
-(s moved to the small factor). Over a bf16 base the detour is computed in bf16, as under autocast;
-PEFT widens x to fp32 for it.
+(s moved to the small factor). Over a base in 16 bits the detour is computed in 16 bits, as under
+autocast, and added before its last rounding; PEFT widens x to fp32 for it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..system.precision import autocast_dtype
 
+Weight = Tensor | Callable[[torch.dtype], Tensor]  # W (out, in), or what decodes it
+
 
 class FusedLoRA(torch.autograd.Function):
-    """y = x Wᵀ + b + ((x Aᵀ) Bᵀ) s with the backward pass derived above."""
+    """y = x Wᵀ + b + ((x Aᵀ) Bᵀ) s and its backward pass as derived above; A and B may both be
+    None.
+    """
 
     @staticmethod
-    def forward(ctx, x, W, bias, A, B, scale):
-        rows = x.reshape(-1, x.shape[-1])  # (N, in)
-        a, b = A.to(x.dtype), B.to(x.dtype)  # no copy where the types agree
-        h = F.linear(rows, a)  # (N, r)
-        y = F.linear(rows, W, bias)  # (N, out)
-        add_detour(y, h, b, scale)
-        ctx.save_for_backward(rows, h, W, A, B)
-        ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], W.shape[0])
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W: Weight,
+        bias: Tensor | None,
+        A: Tensor | None,
+        B: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        h, b = None, None if bias is None else bias.to(x.dtype)  # no copy where the types agree
+        y = F.linear(rows(x), dense(W, x.dtype), b)  # (N, out)
+        if A is not None and B is not None:
+            h = F.linear(x, A.to(x.dtype))  # (..., r)
+            add_detour(y, rows(h), B.to(x.dtype), scale)
+        kept = W if isinstance(W, Tensor) else None
+        ctx.save_for_backward(None if h is None else x, h, kept, A, B)
+        ctx.decoder = None if isinstance(W, Tensor) else W
+        ctx.scale, ctx.shape, ctx.bias_dtype = scale, x.shape, None if b is None else bias.dtype
+        return y.view(*x.shape[:-1], y.shape[-1])  # (..., out)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, h, W, A, B = ctx.saved_tensors
-        G = grad.reshape(-1, grad.shape[-1])  # (N, out)
-        H = (G @ B.to(G.dtype)).mul_(ctx.scale)  # (N, r)
-        dx = dA = dB = None
-        if ctx.needs_input_grad[3]:
-            dA = (H.T @ x).to(A.dtype)  # (r, in)
-        if ctx.needs_input_grad[4]:
+        need_x, _, need_bias, need_A, need_B, _ = ctx.needs_input_grad
+        dy = rows(grad)  # (N, out)
+        dx = db = dA = dB = dh = None
+        if h is not None and (need_x or need_A):
+            dh = (dy @ B.to(dy.dtype)).mul_(ctx.scale)  # (N, r)
+        if need_A:
+            dA = (dh.T @ rows(x)).to(A.dtype)  # (r, in)
+        if need_B:
             # (out, r); few rows times many is the faster order
-            dB = (h.T @ G).T.to(B.dtype).mul_(ctx.scale)
-        if ctx.needs_input_grad[0]:
-            dx = (G @ W).addmm_(H, A.to(G.dtype)).view(ctx.shape)  # (..., in)
-        return dx, None, None, dA, dB, None
+            dB = (rows(h).T @ dy).T.to(B.dtype).mul_(ctx.scale)
+        if need_x:
+            dx = dy @ dense(ctx.decoder or W, dy.dtype)  # (N, in)
+            if dh is not None:
+                dx.addmm_(dh, A.to(dy.dtype))
+            dx = dx.view(ctx.shape)  # (..., in)
+        if need_bias:
+            db = dy.sum(0).to(ctx.bias_dtype)  # (out,)
+        return dx, None, db, dA, dB, None
 
 
-def add_detour(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+def rows(x: Tensor) -> Tensor:
+    """x (..., C) as a matrix (N, C)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def dense(W: Weight, dtype: torch.dtype) -> Tensor:
+    """W (out, in) as numbers of type `dtype`."""
+    return W if isinstance(W, Tensor) else W(dtype)
+
+
+def add_detour(y: Tensor, h: Tensor, B: Tensor, scale: float) -> Tensor:
     """y (N, out) += (h Bᵀ) · s in place, h (N, r), with the bits that y + (h Bᵀ) * s has in fp32.
 
     Times a power of two is exact wherever it stands. So s may go to h, and the product may add
     itself to y, or s to the sum.
     """
+    if y.dtype != torch.float32:
+        return y.addmm_(h, B.T, alpha=scale)
     if math.frexp(scale)[0] != 0.5:
-        return y.add_(F.linear(h, B).mul_(scale))
+        return y.add_(F.linear(h, B).mul_(scale))  # (N, out)
     # nothing can be tried on fake numbers
-    tracing = torch.compiler.is_compiling() or type(y) is not torch.Tensor
-    if y.dtype != torch.float32 or (not tracing and adds_last(h.shape[1], y.device.type)):
+    tracing = torch.compiler.is_compiling() or type(y) is not Tensor
+    if not tracing and adds_last(h.shape[1], y.device.type):
         return y.addmm_(h * scale, B.T)
     return y.add_(F.linear(h, B), alpha=scale)
 
@@ -101,20 +142,26 @@ def adds_last(rank: int, device: str) -> bool:
     return torch.equal(torch.addmm(y, h, B.T), y + F.linear(h, B))
 
 
-def fused_lora(x, W, bias, A, B, scale: float) -> torch.Tensor:
-    """x (..., in) -> (..., out), with gradients for x, A and B."""
+def fused_lora(
+    x: Tensor, W: Weight, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
+) -> Tensor:
+    """x (..., in) -> (..., out), with gradients for x, A, B and a bias that learns."""
     return FusedLoRA.apply(x, W, bias, A, B, scale)
 
 
-def can_fuse(base: nn.Module, x: torch.Tensor, A: torch.Tensor) -> bool:
+def frozen_linear(x: Tensor, W: Weight, bias: Tensor | None) -> Tensor:
+    """x (..., in) -> x Wᵀ + b (..., out), with gradients for x and a bias that learns; nothing is
+    kept but W.
+    """
+    return FusedLoRA.apply(x, W, bias, None, None, 0.0)
+
+
+def can_fuse(base: nn.Module, x: Tensor, A: Tensor) -> bool:
     """Whether base is a plain frozen nn.Linear read in its own type, outside autocast."""
     return (
         type(base) is nn.Linear
         and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
         and x.dtype == base.weight.dtype
         and x.dtype in (A.dtype, torch.bfloat16)
-        and not base._forward_hooks
-        and not base._forward_pre_hooks
         and autocast_dtype(x.device.type) is None
     )

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import MiniloraError
+from ..system.hooks import is_watched
 from .dora import dora_addition, dora_factor, row_norms
 from .fused import can_fuse, fused_lora
 
@@ -192,22 +193,29 @@ class LoRALinear(AdaptedWeight):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., in) -> (..., out)
         if self.silent:
             return self.base(x)
-        if self.rows is None and len(self.active) == 1 and self.adds_only(self.active[0]):
-            A, B, scale = (
-                self.lora_A[self.active[0]],
-                self.lora_B[self.active[0]],
-                self.scale[self.active[0]],
-            )
-            if hasattr(self.base, "lora_forward"):
-                return self.base.lora_forward(x, A, B, scale)
-            if can_fuse(self.base, x, A):
-                return fused_lora(x, self.base.weight, self.base.bias, A, B, scale)
+        if self.rows is None and len(self.active) == 1:
+            y = self.in_one_step(self.active[0], x)
+            if y is not None:
+                return y
         y = base_y = self.base(x)
         if self.rows is not None:
             return self.by_rows(x, y, self.adapt)
         for name in self.active:
             y = self.adapt(name, x, y)
         return y.to(base_y.dtype)
+
+    def in_one_step(self, name: str, x: torch.Tensor) -> torch.Tensor | None:
+        """The output by the fused step of fused.py; None where the plain path below has to be
+        taken, as for a hook on the base, which a fused step would not call.
+        """
+        if not self.adds_only(name) or is_watched(self.base):
+            return None
+        A, B, scale = self.lora_A[name], self.lora_B[name], self.scale[name]
+        if hasattr(self.base, "lora_forward"):
+            return self.base.lora_forward(x, A, B, scale)
+        if can_fuse(self.base, x, A):
+            return fused_lora(x, self.base.weight, self.base.bias, A, B, scale)
+        return None
 
     def adds_only(self, name: str) -> bool:
         """True where base and detour read the same x and are simply added: no DoRA, no dropout at

@@ -3,49 +3,44 @@ arXiv:2305.14314).
 
 What it replaces: `bitsandbytes.nn.Linear4bit` under PEFT's LoRA layer.
 How it works: `quantize_model` puts a `QLinear` in the place of each linear layer. It keeps 4-bit
-indices and scales, and decodes the weight W into one shared buffer whenever it is needed. With s
-the scale of the adapter:
-
-    forward     y = x W^T + s (x A^T) B^T
-    backward    dx = g W + s (g B) A        g is dL/dy
-                dA = s (g B)^T x            (r, in)
-                dB = s g^T (x A^T)          (out, r)
-
-so only x and x A^T need to be kept; W is decoded again, which costs far less than the products it
-takes part in.
+codes and scales, and decodes the weight W into one shared buffer whenever it is needed. What is
+computed with it, the adapter's detour and the backward pass, is the fused step of lora/fused.py,
+which takes the layer's `decode` for a weight. So only x and x Aᵀ need to be kept; W is decoded
+again going back, which costs far less than the products it takes part in.
 What it leaves out: gradients for W (it is frozen), kernels that multiply packed weights directly,
 double backward.
 Where numerics differ: the decoded W is right for every shape; bitsandbytes on a CPU is not, and it
 loses the input's gradient after an evaluation. The adapter is computed in the input's type, as
-under autocast; PEFT takes a bf16 input up to fp32 for it. Products are added inside the matrix
-product, so the last bit may differ from the plain version's.
+under autocast; PEFT takes a bf16 input up to fp32 for it. In 16 bits the detour is added inside the
+matrix product, so the last bit may differ from the plain version's.
 """
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from ..errors import MiniloraError
+from ..lora.fused import frozen_linear, fused_lora
 from ..quantize import bnb_format
 from ..quantize.blockwise import Quantized, quantize
 from ..system.precision import autocast_dtype
+from ..system.scratch import Scratch
 
 # bytes; larger blocks the C library often returns to the system, and touching their pages anew
 # costs a third of decoding
 HELD_FROM = 1 << 22
+HELD_MOST = 1 << 28  # bytes; a larger W is decoded into new memory each time
 
-_scratch = threading.local()
+_scratch = Scratch(HELD_MOST, lambda size: torch.empty(size, dtype=torch.uint8))
 
 
 def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """One piece of memory for each thread and dtype, as large as the largest layer, in which every
-    W is decoded.
+    """One piece of memory for each thread, as large as the largest layer, in which every W is
+    decoded. It goes with the last layer.
 
     Only where the allocator would not reuse it by itself: a GPU's does (and streams may overlap
     there), and so does the C library for what is small, so that nothing needs to be held between
@@ -54,10 +49,7 @@ def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     size = shape[0] * shape[1]
     if device.type != "cpu" or size * dtype.itemsize < HELD_FROM:
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = _scratch.__dict__.get(dtype)
-    if memory is None or memory.numel() < size:
-        memory = _scratch.__dict__[dtype] = torch.empty(size, dtype=dtype)
-    return memory[:size].view(shape)
+    return _scratch.bytes("W", size * dtype.itemsize).view(dtype).view(shape)
 
 
 class QLinear(nn.Module):
@@ -67,6 +59,7 @@ class QLinear(nn.Module):
 
     def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None) -> None:
         super().__init__()
+        _scratch.serve(self)
         self.out_features, self.in_features = quantized.shape
         self._hold(quantized)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
@@ -95,6 +88,10 @@ class QLinear(nn.Module):
             nested = q.nested and replace(q.nested, absmax=self.nested_absmax)
             q = self._form = replace(q, packed=self.weight, absmax=self.absmax, nested=nested)
         return q
+
+    def __setstate__(self, state: dict) -> None:  # of a copy, or from a pickle
+        super().__setstate__(state)
+        _scratch.serve(self)
 
     def _apply(self, fn, recurse: bool = True):
         """Follow `.to(device)`; the scales stay fp32 whatever type the model is cast to."""
@@ -148,16 +145,16 @@ class QLinear(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _FrozenLinear.apply(_autocast(x), self.bias, self)
+        return frozen_linear(_autocast(x), self.decode, self.bias)
 
     def lora_forward(
         self, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """x W^T + bias + scale (x A^T) B^T, with the hand-written backward. x: (..., in), A: (r,
-        in), B: (out, r).
+        """x Wᵀ + bias + scale (x Aᵀ) Bᵀ, with the hand-written backward. x: (..., in), A: (r, in),
+        B: (out, r).
         """
         x = _autocast(x)
-        return _FusedQLoRA.apply(x, A.to(x.dtype), B.to(x.dtype), self.bias, float(scale), self)
+        return fused_lora(x, self.decode, self.bias, A.to(x.dtype), B.to(x.dtype), float(scale))
 
     def extra_repr(self) -> str:
         q = self.quantized
@@ -175,7 +172,7 @@ def lora_forward_plain(
     """
     # (out, in), (r, in), (out, r)
     W, A, B = layer.dense_weight(x.dtype), A.to(x.dtype), B.to(x.dtype)
-    y = F.linear(x, W, _bias(layer.bias, x.dtype))  # (..., out)
+    y = F.linear(x, W, None if layer.bias is None else layer.bias.to(x.dtype))  # (..., out)
     return y + F.linear(F.linear(x, A), B) * scale
 
 
@@ -184,69 +181,6 @@ def _autocast(x: torch.Tensor) -> torch.Tensor:
     asks by itself.
     """
     return x.to(autocast_dtype(x.device.type) or x.dtype)
-
-
-def _bias(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if bias is None else bias.to(dtype)
-
-
-class _FrozenLinear(torch.autograd.Function):
-    """y = x W^T + b with W decoded for the moment. Keeps nothing: dx = g W needs W alone."""
-
-    @staticmethod
-    def forward(ctx, x, bias, layer):
-        ctx.layer, ctx.bias_dtype = layer, None if bias is None else bias.dtype
-        return F.linear(x, layer.decode(x.dtype), _bias(bias, x.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        dx = g @ ctx.layer.decode(g.dtype) if ctx.needs_input_grad[0] else None
-        db = (
-            g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias_dtype)
-            if ctx.needs_input_grad[1]
-            else None
-        )
-        return dx, db, None
-
-
-class _FusedQLoRA(torch.autograd.Function):
-    """The equations at the top of this file. All products of the adapter are added in place by the
-    matrix product itself.
-    """
-
-    @staticmethod
-    def forward(ctx, x, A, B, bias, scale, layer):
-        y = F.linear(x, layer.decode(x.dtype), _bias(bias, x.dtype))  # (..., out)
-        xa = F.linear(x, A)  # (..., r)
-        _rows(y).addmm_(_rows(xa), B.t(), alpha=scale)
-        ctx.save_for_backward(x, xa, A, B)
-        ctx.layer, ctx.scale, ctx.bias_dtype = layer, scale, None if bias is None else bias.dtype
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x, xa, A, B = ctx.saved_tensors
-        need_x, need_A, need_B, need_bias = ctx.needs_input_grad[:4]
-        dx = dA = dB = db = None
-        rows = _rows(g)  # (N, out)
-        if need_x or need_A:
-            gb = (rows @ B).mul_(ctx.scale)  # (N, r)
-        if need_A:
-            dA = gb.t() @ _rows(x)  # (r, in)
-        if need_B:
-            # (out, r); this order of the product reads g row by row
-            dB = (_rows(xa).t() @ rows).mul_(ctx.scale).t()
-        if need_x:
-            dx = (rows @ ctx.layer.decode(g.dtype)).addmm_(gb, A).view(x.shape)  # (N, in)
-        if need_bias:
-            db = rows.sum(0).to(ctx.bias_dtype)
-        return dx, dA, dB, db, None, None
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(-1, x.shape[-1])
 
 
 def quantize_model(model: nn.Module, code="nf4", double: bool = True, block: int = 64) -> nn.Module:
