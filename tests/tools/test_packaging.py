@@ -15,6 +15,7 @@ from tools import environment, project, readme
 
 PROJECT = project.pyproject()
 ALL = [Requirement(text) for text in environment.requirements(PROJECT)]
+PAGES = [project.ROOT / "README.md", *sorted((project.ROOT / "docs").glob("*.md"))]
 PINS = {
     environment.name_of(line).replace("_", "-"): Requirement(line)
     for line in (project.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -35,7 +36,11 @@ def _conda() -> tuple[dict, list[str]]:
 
 def test_environment_yml_says_what_pyproject_says():
     conda, by_pip = _conda()
-    renamed = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    renamed = {
+        "torch": "pytorch",
+        "matplotlib": "matplotlib-base",
+        "lazy-loader": "lazy_loader",
+    }
     wanted = {renamed.get(r.name.lower(), r.name.lower()): r.specifier for r in ALL}
     for text in by_pip:
         if text != "-e .":
@@ -70,10 +75,14 @@ def test_constraints_are_exact_and_belong_to_no_machine():
 
 
 def test_torch_is_named_alike_wherever_it_is_installed():
-    for name in ("Makefile", "README.md", "constraints.txt"):
-        text = (project.ROOT / name).read_text(encoding="utf-8")
-        versions = set(re.findall(r"torch==([\w.]+)", text))
-        assert versions == {"2.13.0"}, name
+    must = {"Makefile", "docs/install.md", "constraints.txt"}
+    named = {}
+    others = [*PAGES, *(project.ROOT / ".github").rglob("*.yml")]
+    for path in [*must, *(p.relative_to(project.ROOT).as_posix() for p in others)]:
+        text = (project.ROOT / path).read_text(encoding="utf-8")
+        named[path] = set(re.findall(r"torch==([\w.]+)", text))
+    assert must <= {path for path, versions in named.items() if versions}
+    assert set().union(*named.values()) == {"2.13.0"}, named
 
 
 def test_colab_can_install_it():
@@ -120,32 +129,16 @@ def test_no_file_names_a_machine_or_a_stranger():
             assert not found, f"{name} names {found}"
 
 
-def test_the_readmes_tables_are_what_was_run():
-    text = (project.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.filled(text) == text, "run `make readme`"
-    for name in readme.PLACES:
-        assert f"<!-- {name} -->" in text
-
-
-def test_the_readme_links_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (project.ROOT / name).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
-            assert (project.ROOT / target).exists(), f"{name} links to {target}"
-
-
 def test_the_repository_address_is_written_where_it_is_made():
     """In pyproject.toml, and in what `make parts` rewrites; a copy anywhere else would be forgotten
     when it is set.
     """
     owner = project.repository().removeprefix("https://github.com/")
-    outside = re.sub(
-        r"<!-- badges -->.*?<!-- /badges -->",
-        "",
-        (project.ROOT / "README.md").read_text(encoding="utf-8"),
-        flags=re.S,
-    )
-    assert owner not in outside
+    for path in PAGES:
+        outside = path.read_text(encoding="utf-8")
+        for place in readme.PLACES:
+            outside = re.sub(rf"<!-- {place} -->.*?<!-- /{place} -->", "", outside, flags=re.S)
+        assert owner not in outside, path.name
     for path in [
         *(project.ROOT / "tools").glob("*.py"),
         *(project.ROOT / "minilora").rglob("*.py"),
