@@ -1,8 +1,5 @@
-"""minilora.autograd beyond single gradients: the rules of backward, errors, the graph view, and
-planted mistakes.
-
-A planted mistake ("mutant") changes one rule of the engine; a comparison with the difference
-quotient must notice it.
+"""minilora.autograd beyond single gradients: the rules of backward, errors, the graph view, and all
+rules at once beside difference quotients.
 """
 
 import xml.etree.ElementTree as ET
@@ -221,7 +218,7 @@ def test_a_leaf_alone_and_a_graph_too_large():
     assert "shape 2×3" in draw(x, most=100)
 
 
-# planted mistakes: each must make the comparison below fail
+# every rule at once
 
 
 def slope_error() -> float:
@@ -254,121 +251,3 @@ def slope_error() -> float:
 
 def test_gradients_equal_difference_quotients():
     assert slope_error() < 1e-8
-
-
-# the gradient is not summed back to the shape of a broadcast input
-def keep_broadcast(monkeypatch):
-    def cut(g, shape):
-        g = g[(0,) * (g.ndim - len(shape))]
-        return g[tuple(slice(0, n) for n in shape)]
-
-    monkeypatch.setattr(ours, "_unbroadcast", cut)
-
-
-def count_repeats_once(monkeypatch):  # a row that is looked up twice gets one gradient
-    def getitem(self, index):
-        def scatter(g):
-            full = np.zeros_like(self.data)
-            full[index] += g
-            return full
-
-        return ours._op("[]", lambda x: x[index], (self, scatter))
-
-    monkeypatch.setattr(Tensor, "__getitem__", getitem)
-
-
-def overwrite_instead_of_add(monkeypatch):  # the last user of a value wins
-    def gradients(root, gradient=None):
-        arrived = {id(root): np.ones_like(root.data)}
-        for t in reversed(ours.topological_order(root)):
-            if t.requires_grad:
-                yield t, arrived[id(t)]
-                for parent, pull_back in t._inputs:
-                    if parent.requires_grad:
-                        arrived[id(parent)] = ours._unbroadcast(
-                            np.asarray(pull_back(arrived[id(t)])), parent.shape
-                        )
-
-    monkeypatch.setattr(ours, "gradients", gradients)
-
-
-# a value passes its gradient on before all of its users have reported
-def breadth_first(monkeypatch):
-    def order(root):
-        found, queue = [], [root]
-        while queue:
-            t = queue.pop(0)
-            if all(t is not f for f in found):
-                found.append(t)
-                queue += [parent for parent, _ in t._inputs]
-        return found[::-1]
-
-    def gradients(root, gradient=None):
-        arrived = {id(root): np.ones_like(root.data)}
-        for t in reversed(order(root)):
-            if t.requires_grad:
-                g = arrived.pop(id(t), np.zeros_like(t.data))
-                yield t, g
-                for parent, pull_back in t._inputs:
-                    if parent.requires_grad:
-                        part = ours._unbroadcast(np.asarray(pull_back(g)), parent.shape)
-                        arrived[id(parent)] = arrived.get(id(parent), 0) + part
-
-    monkeypatch.setattr(ours, "gradients", gradients)
-
-
-def forget_quotient(monkeypatch):  # a / b is differentiated by a alone
-    def divide(self, other):
-        b = ours._wrap(other, self)
-        return ours._op("/", np.divide, (self, lambda g: g / b.data), (b, lambda g: g * 0))
-
-    monkeypatch.setattr(Tensor, "__truediv__", divide)
-
-
-def softmax_without_the_sum(monkeypatch):  # the diagonal of the softmax's Jacobian alone
-    def log_softmax(self, dim=-1):
-        z = self.data - self.data.max(axis=dim, keepdims=True)
-        out = z - np.log(np.exp(z).sum(axis=dim, keepdims=True))
-        return ours._result(out, "log_softmax", ((self, lambda g: g * (1 - np.exp(out))),))
-
-    monkeypatch.setattr(Tensor, "log_softmax", log_softmax)
-
-
-def sigmoid_slope_of_x(monkeypatch):  # y(1 − y) taken at x instead of y
-    monkeypatch.setattr(
-        Tensor,
-        "sigmoid",
-        ours._elementwise("sigmoid", lambda x: 1 / (1 + np.exp(-x)), lambda x, y: x * (1 - x)),
-    )
-
-
-# a closure over a loop variable: all parts get the gradient of the last
-def give_all_parts_the_last(monkeypatch):
-    def cat(tensors, dim=0):
-        out = np.concatenate([t.data for t in tensors], axis=dim)
-        ends = np.cumsum([t.shape[dim] for t in tensors])[:-1]
-        return ours._result(
-            out,
-            "cat",
-            [(t, lambda g: np.split(g, ends, axis=dim)[len(tensors) - 1]) for t in tensors],
-        )
-
-    monkeypatch.setattr(ours, "cat", cat)
-
-
-MUTANTS = [
-    keep_broadcast,
-    count_repeats_once,
-    overwrite_instead_of_add,
-    breadth_first,
-    forget_quotient,
-    softmax_without_the_sum,
-    sigmoid_slope_of_x,
-    give_all_parts_the_last,
-]
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.__name__)
-def test_planted_mistakes_are_noticed(mutant, monkeypatch):
-    mutant(monkeypatch)
-    assert slope_error() > 1e-3

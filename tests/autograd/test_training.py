@@ -3,8 +3,7 @@ step, and fall.
 
 The models are written once and run in both engines, because ours uses torch's names. Tolerance on
 the loss of every step: 1e-9 relative in fp64, 2e-3 in fp32 (rounding grows along a training; the
-first ten steps stay within 1e-5). Then planted mistakes in the optimizers: each must part from
-torch by far more than that.
+first ten steps stay within 1e-5). Then the optimizers alone, with equal gradients.
 """
 
 import numpy as np
@@ -144,38 +143,6 @@ def test_a_one_block_transformer_learns_and_equals_torch_step_by_step(dtype):
     assert mine[0] > 2.0 and mine[-20:].mean() < 1.05
 
 
-# (1 − dampening) applied to the very first gradient too
-def dampened_first_step(self, p, g, state):
-    b = optim.fma(1 - self.dampening, g, self.momentum * state.get("momentum_buffer", 0 * g))
-    state["momentum_buffer"] = b
-    return optim.fma(-self.lr, g * 0 + b, p)
-
-
-# b ← momentum·b + lr·g: the same until lr changes, so halve it once
-def lr_inside_the_buffer(self, p, g, state):
-    b = self.momentum * state.get("momentum_buffer", 0 * g) + self.lr * g
-    state["momentum_buffer"] = b
-    return p - b
-
-
-def adam(couple=False, correct=True, eps_inside=False, first_only=False):
-    """AdamW's rule, with one mistake each."""
-
-    def update(self, p, g, state):
-        beta1, beta2 = self.betas
-        g = g + self.weight_decay * p if couple else g
-        m = state["m"] = beta1 * state.get("m", 0 * g) + (1 - beta1) * g
-        v = state["v"] = beta2 * state.get("v", 0 * g) + (1 - beta2) * g * g
-        c1 = 1 - beta1 ** state["step"] if correct else 1
-        c2 = 1 - beta2 ** state["step"] if correct and not first_only else 1
-        p = p if couple else p * (1 - self.lr * self.weight_decay)
-        return p - self.lr * (m / c1) / (
-            ((v / c2 + self.eps) ** 0.5) if eps_inside else ((v / c2) ** 0.5 + self.eps)
-        )
-
-    return update
-
-
 def run_optimizers(mine, theirs, steps=20):
     """The largest difference after some steps with equal gradients; the learning rate is halved on
     the way.
@@ -198,38 +165,21 @@ HEAVY = lambda n: lambda p: n.sgd(p, 0.1, momentum=0.9)
 ADAMW = lambda n: lambda p: n.adamw(p, 0.1, weight_decay=0.5, eps=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name, rule, make",
-    [
-        ("SGD", None, SGD),
-        ("SGD", None, HEAVY),
-        ("AdamW", None, ADAMW),
-        ("SGD", dampened_first_step, SGD),
-        ("SGD", lr_inside_the_buffer, HEAVY),
-        ("AdamW", adam(couple=True), ADAMW),
-        ("AdamW", adam(correct=False), ADAMW),
-        ("AdamW", adam(first_only=True), ADAMW),
-        ("AdamW", adam(eps_inside=True), ADAMW),
-    ],
-    ids=[
-        "right-sgd",
-        "right-momentum",
-        "right-adamw",
-        "dampened-first-step",
-        "lr-inside-the-buffer",
-        "coupled-decay",
-        "no-bias-correction",
-        "half-a-bias-correction",
-        "eps-under-the-root",
-    ],
-)
-def test_planted_mistakes_part_from_torch(name, rule, make, monkeypatch):
-    if rule:
-        monkeypatch.setattr(getattr(optim, name), "update", rule)
-    difference = run_optimizers(make(Ours), make(Theirs))
-    assert difference > 1e-3 if rule else difference < 1e-12
+@pytest.mark.parametrize("make", [SGD, HEAVY, ADAMW], ids=["sgd", "momentum", "adamw"])
+def test_steps_equal_torch(make):
+    assert run_optimizers(make(Ours), make(Theirs)) < 1e-12
 
 
-def test_the_harmless_rewriting_is_not_taken_for_a_mistake(monkeypatch):
-    monkeypatch.setattr(optim.AdamW, "update", adam())
+def as_in_the_paper(self, p, g, state):
+    """AdamW's rule, as Loshchilov and Hutter write it (2019, arXiv:1711.05101, algorithm 2)."""
+    beta1, beta2 = self.betas
+    m = state["m"] = beta1 * state.get("m", 0 * g) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0 * g) + (1 - beta2) * g * g
+    c1, c2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+    p = p * (1 - self.lr * self.weight_decay)
+    return p - self.lr * (m / c1) / ((v / c2) ** 0.5 + self.eps)
+
+
+def test_the_papers_formula_steps_as_torch_does(monkeypatch):
+    monkeypatch.setattr(optim.AdamW, "update", as_in_the_paper)
     assert run_optimizers(ADAMW(Ours), ADAMW(Theirs)) < 1e-12

@@ -55,14 +55,6 @@ def test_the_lists_are_long_and_names_are_unique():
     assert len(edits) == len(FAULTS)
 
 
-def test_each_list_is_of_its_room():
-    """A fault stands in the list of the room whose file it changes."""
-    for path in planting.LISTS.glob("*.toml"):
-        for fault in planting.read_list(path):
-            room = fault.module.split(".")[1]
-            assert path.stem == {"lowrank": "numerics"}.get(room, room), fault.name
-
-
 # -- the faults
 
 
