@@ -1,1 +1,1 @@
-"""What the lessons use: checks, exercises, sliders, traps and the audit. Nothing else may import it."""
+"""What the lessons use: checks, exercises, sliders, traps, the audit. Nothing else imports it."""

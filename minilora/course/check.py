@@ -9,7 +9,7 @@ mistake, and its hint is shown. The verdict shows itself as ✅, ⏳ or ❌ with
 raise CheckFailed.
 What it leaves out: loops that never end (interrupt the kernel), and answers that are right by
 another path but off by more than the exercise's tolerance.
-Where numerics differ: see `minilora.exercises`; comparison happens in float64, bfloat16 included.
+Where numerics differ: see `course.exercises`; comparison happens in float64, bfloat16 included.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def exercise(identity: str, answer: Callable) -> Verdict:
 
 
 def judge(task: Exercise, answer: Callable) -> Verdict:
-    """The verdict on `answer`, first bad case first. Exceptions of the answer become ⏳ or ❌, those
-    of the exercise pass.
+    """The verdict on `answer`, first bad case first. Exceptions of the answer become ⏳ or ❌.
+    Those of the exercise pass.
     """
     cases = [_inputs(task, seed) for seed in range(task.cases)]
     wanted = [_run(task, task.reference, case) for case in cases]

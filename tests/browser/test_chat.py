@@ -10,9 +10,9 @@ pytestmark = pytest.mark.browser
 CHAT = """
 import time
 from minilora import llama, text
-from minilora.chat import Conversation
-from minilora.explore.chatpanel import Panel
-from minilora.files import data_folder
+from minilora.text.chat import Conversation
+from minilora.course.explore.chatpanel import Panel
+from minilora.system.files import data_folder
 
 base = data_folder() / "base"
 model, tokenizer = llama.Llama.from_pretrained(base), text.Tokenizer.from_pretrained(base)

@@ -152,7 +152,7 @@ def test_verdicts_are_read_from_the_tagged_cells(tmp_path):
     assert (
         found["C35"] == {"08": []} and found["C33"] == {"08": None} and found["C28"] == {"08": []}
     )
-    assert found["C11"] == {"03": None, "14": None}
+    assert found["C11"] == {"03": None, "15": None}
     notebook(
         tmp_path, "07-low-rank.ipynb", [("claim-C23", ["C23, not run yet: holds\n"])], count=None
     )
@@ -160,20 +160,20 @@ def test_verdicts_are_read_from_the_tagged_cells(tmp_path):
     text = str(claims.table(found))
     assert (
         "lesson 08: run, see there" in text
-        and "lesson 03, to come · lesson 14, to come" in text
+        and "lesson 03, to come · lesson 15, to come" in text
         and "1 of 48 claims have a verdict (1 holds)" in text
     )
 
 
 def test_the_running_lesson_speaks_for_itself(tmp_path, capsys):
-    notebook(tmp_path, "14-audit.ipynb", [("claim-C32", "C32, old: holds\n")])
-    here = claims.Verdicts("14")
+    notebook(tmp_path, "15-audit.ipynb", [("claim-C32", "C32, old: holds\n")])
+    here = claims.Verdicts("15")
     here.say("C32", "no accounting fits", "does not hold")
     assert capsys.readouterr().out == "C32, no accounting fits: does not hold\n"
-    assert claims.gather(tmp_path)["C32"] == {"14": ["holds"]}
-    assert claims.gather(tmp_path, here)["C32"] == {"14": ["does not hold"]}
+    assert claims.gather(tmp_path)["C32"] == {"15": ["holds"]}
+    assert claims.gather(tmp_path, here)["C32"] == {"15": ["does not hold"]}
     for identity, verdict, told in (
-        ("C33", "holds", "no claim of lesson 14"),
+        ("C33", "holds", "no claim of lesson 15"),
         ("C99", "holds", "no claim"),
         ("C32", "true", "begin with one of"),
     ):
@@ -187,7 +187,7 @@ def test_every_claim_is_there_and_none_said_twice():
     assert len(set(said)) == 48 and max(map(len, said)) <= 120
     for claim in claims.CLAIMS.values():
         assert claim.lessons and all(
-            re.fullmatch(r"0[1-9]|1[0-4]", lesson) for lesson in claim.lessons
+            re.fullmatch(r"0[1-9]|1[0-5]", lesson) for lesson in claim.lessons
         )
 
 

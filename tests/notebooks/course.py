@@ -10,9 +10,9 @@ from tools.lesson_parts import tags
 # Exercises that a lesson must have at least.
 EXERCISES = {
     "00": 1,
-    **{f"{n:02d}": 4 for n in range(1, 14)},
-    **{n: 5 for n in ("05", "07", "08", "10", "12")},
-    "14": 2,
+    **{f"{n:02d}": 4 for n in range(1, 15)},
+    **{n: 5 for n in ("05", "07", "08", "10", "12", "13")},
+    "15": 2,
 }
 
 # Every claim of the course and the lessons that run it.

@@ -1,4 +1,4 @@
-"""Lesson 14 audits enough numbers, computes each, and its committed page is what its cells give."""
+"""Lesson 15 audits enough numbers, computes each, and its committed page is what its cells give."""
 
 import contextlib
 import html
@@ -14,7 +14,7 @@ from minilora.course.audit.claims import CLAIMS
 from tools.project import ROOT
 
 matplotlib.use("Agg")
-LESSON = ROOT / "notebooks" / "14-audit-the-papers.ipynb"
+LESSON = ROOT / "notebooks" / "15-audit-the-papers.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def test_the_claims_table_has_every_claim():
         if "claims.table" in cell.source
     ]
     assert all(claim.id in table and claim.says in table for claim in CLAIMS.values())
-    own = [claim for claim in CLAIMS.values() if "14" in claim.lessons]
+    own = [claim for claim in CLAIMS.values() if "15" in claim.lessons]
     assert len(own) == 9 and not [
-        claim.id for claim in own if re.search(rf"{claim.id} .*lesson 14, to come", table)
+        claim.id for claim in own if re.search(rf"{claim.id} .*lesson 15, to come", table)
     ]
     for claim in own:
         assert tagged(LESSON, f"claim-{claim.id}")

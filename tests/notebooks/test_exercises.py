@@ -17,7 +17,7 @@ from tools.lesson_parts import tags
 from tools.project import ROOT, lessons
 
 matplotlib.use("Agg")
-KNOWN = [exercise for n in range(15) for exercise in exercises.lesson(f"{n:02d}")]
+KNOWN = [exercise for n in range(16) for exercise in exercises.lesson(f"{n:02d}")]
 
 
 def _triples(path) -> list[tuple]:
@@ -111,7 +111,7 @@ def test_the_committed_page_shows_the_exercise_open(path, stub, check, solution)
 def test_no_exercise_is_without_a_lesson():
     files = {
         path.stem.removeprefix("lesson")
-        for path in (ROOT / "minilora" / "exercises").glob("lesson*.py")
+        for path in (ROOT / "minilora" / "course" / "exercises").glob("lesson*.py")
     }
     assert files <= {number(path) for path in lessons()}
     assert len({exercise.id for exercise in KNOWN}) == len(KNOWN)

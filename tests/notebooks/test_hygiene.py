@@ -39,7 +39,7 @@ def test_lessons_are_numbered_once():
     names = [path.name for path in lessons()]
     assert all(re.fullmatch(r"\d\d-[a-z0-9-]+\.ipynb", name) for name in names)
     assert len({name[:2] for name in names}) == len(names)
-    assert {name[:2] for name in names} <= {f"{n:02d}" for n in range(15)}
+    assert {name[:2] for name in names} <= {f"{n:02d}" for n in range(16)}
 
 
 def test_it_is_a_valid_notebook_with_ids(lesson):

@@ -73,7 +73,7 @@ def test_the_same_state_gives_the_same_picture(explorer):
 @pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
 def test_a_lesson_has_a_slider_and_a_still_before_it(path):
     sliders = tagged(path, "slider")
-    assert sliders or number(path) == "14"
+    assert sliders or number(path) == "15"
     for cell in sliders:
         above = [
             c for c in read(path).cells[: read(path).cells.index(cell)] if c.cell_type == "code"

@@ -45,7 +45,7 @@ def _claims(text: str) -> dict[str, Claim]:
 
 
 CLAIMS = _claims("""
-C01 | 03 | computing is counted in floating-point operations, and a bigger model needs more of them for the same tokens
+C01 | 03 | computing is counted in floating-point operations; a bigger model needs more of them
 C02 | 03 | a forward pass takes millions of operations
 C03 | 01 | p − α·∂L/∂p: a large positive gradient lowers the parameter by much
 C04 | 01 | repeated steps descend the loss, and a batch of B examples smooths the noise
@@ -53,20 +53,20 @@ C05 | 02 | next-token training predicts each token from all before it
 C06 | 02 | deep learning is matrix multiplication
 C07 | 03 | full fine-tuning updates every parameter at every step: 1,875 steps of 7 billion
 C08 | 03 | pretraining took trillions of tokens, millions of dollars and months
-C09 | 03 | a GPU reads its memory far faster than a processor its own; weights left there are far too slow
+C09 | 03 | a GPU reads its memory far faster than a CPU its own; weights left there are too slow
 C10 | 03 | consumer GPUs have up to 24 GB, professional ones 80 GB, at 15 to 20 thousand dollars
-C11 | 03 14 | 7 billion parameters in fp32 are 28 GB; 30 GB to load them
-C12 | 03 14 | a billion fp32 parameters are 3.74 GB, about 4 GB
+C11 | 03 15 | 7 billion parameters in fp32 are 28 GB; 30 GB to load them
+C12 | 03 15 | a billion fp32 parameters are 3.74 GB, about 4 GB
 C13 | 03 | GPT-3 takes 700 GB to store
-C14 | 03 14 | 65 billion parameters need 780 GB just for inference
+C14 | 03 15 | 65 billion parameters need 780 GB just for inference
 C15 | 03 10 | training adds gradients, optimizer states, activations and temporaries to the weights
-C16 | 03 12 | 70 billion parameters fit no single GPU; four A100 would train them
+C16 | 03 13 | 70 billion parameters fit no single GPU; four A100 would train them
 C17 | 04 | half precision halves the storage, and training in pure 16 bits can work
 C18 | 04 05 | a model of 20 billion takes 80, 40, 20 or 10 GB, by precision
 C19 | 04 05 | lower precision loses accuracy, as 3.14 does for π
-C20 | 05 11 | quantization makes operations faster and cheaper
+C20 | 05 12 | quantization makes operations faster and cheaper
 C21 | 06 | LLM.int8() keeps accuracy by leaving outliers in fp16
-C22 | 06 13 | loading in 8 bits is one flag
+C22 | 06 14 | loading in 8 bits is one flag
 C23 | 07 | 100 × 100 at rank 2: 400 numbers instead of 10,000, 96 % fewer
 C24 | 07 | the larger the matrix, the larger the advantage of low rank
 C25 | 07 08 | the actual rank of attention's weight matrices is low
@@ -74,24 +74,24 @@ C26 | 07 08 | low rank carries less information, so a smaller model would do as 
 C27 | 08 | W + ΔW = W + (α/r)·BA
 C28 | 08 | freezing the base saves gradients and computing
 C29 | 08 | LoRA belongs on the query and value matrices
-C30 | 08 14 | 4.7 million numbers adapt GPT-3's 96 layers, at ranks from 64 down to 2
-C31 | 09 14 | an adapter of 35 MB beside a base of 350 GB
-C32 | 14 | LoRA cut the memory to train GPT-3 from 1.2 TB to 350 GB
+C30 | 08 15 | 4.7 million numbers adapt GPT-3's 96 layers, at ranks from 64 down to 2
+C31 | 09 15 | an adapter of 35 MB beside a base of 350 GB
+C32 | 15 | LoRA cut the memory to train GPT-3 from 1.2 TB to 350 GB
 C33 | 08 | PEFT on mt0-large trains 2,359,296 of 1,231,940,608 numbers, 0.1915 %
-C34 | 08 14 | LoRA will always stay below full fine-tuning
+C34 | 08 15 | LoRA will always stay below full fine-tuning
 C35 | 08 | LoRA makes neither inference faster nor the stored base smaller, and needs full passes
 C36 | 09 | one base, many adapters, switched at will
 C37 | 09 | reference and active logits from one model, by disabling its adapter
-C38 | 10 13 14 | QLoRA takes 65 billion parameters from 780 GB to 41 GB on one GPU, and 7 billion to 5 GB
-C39 | 10 14 | QLoRA loses nothing that can be measured; Guanaco reaches 99.3 % of ChatGPT
+C38 | 10 14 15 | QLoRA takes 65 billion parameters from 780 to 41 GB on one GPU, 7 billion to 5 GB
+C39 | 10 15 | QLoRA loses nothing that can be measured; Guanaco reaches 99.3 % of ChatGPT
 C40 | 10 | 7 billion parameters in 5 GB run on a laptop, and adapters fit a phone
-C41 | 13 | in 4 bits, 20 billion parameters fit and train on a consumer card of 24 GB
-C42 | 11 | several operations fused into one kernel are much faster
-C43 | 12 | data parallel: the same model, other batches
-C44 | 12 | model parallel: a pipeline of layers, or tensors split within a layer
-C45 | 12 | sharding splits one large blob
-C46 | 12 | communication is the challenge of many devices
-C47 | 13 | a free GPU, or one at a dollar an hour, and a matter of hours
+C41 | 14 | in 4 bits, 20 billion parameters fit and train on a consumer card of 24 GB
+C42 | 12 | several operations fused into one kernel are much faster
+C43 | 13 | data parallel: the same model, other batches
+C44 | 13 | model parallel: a pipeline of layers, or tensors split within a layer
+C45 | 13 | sharding splits one large blob
+C46 | 13 | communication is the challenge of many devices
+C47 | 14 | a free GPU, or one at a dollar an hour, and a matter of hours
 C48 | 08 | there are adapter methods beyond LoRA, and for sequence-to-sequence models, too
 """)
 

@@ -2,7 +2,7 @@
 really give.
 
 What it replaces: asserts in a notebook, which say "wrong" but not why, and which nobody proves.
-How it works: `lessonNN.py` holds `EXERCISES`, a list of `Exercise`. `minilora.check` runs the
+How it works: `lessonNN.py` holds `EXERCISES`, a list of `Exercise`. `check` runs the
 learner's function, the reference and, if they differ, the named wrong answers on the same inputs;
 the wrong answer that gives the learner's very numbers is the likeliest mistake. The tests prove of
 each exercise that the notebook's solution passes, that the stub waits, and that at least three
@@ -13,7 +13,7 @@ integers, booleans and strings are right only if equal.
 
 To add an exercise as a lesson's author:
 
-1. In `minilora/exercises/lesson08.py` (make it if need be):
+1. In `minilora/course/exercises/lesson08.py` (make it if need be):
 
        from . import Exercise, Wrong
 

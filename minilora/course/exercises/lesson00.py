@@ -1,7 +1,7 @@
 """The exercise of lesson 00: a score for a list of answers.
 
 What it replaces: the `exact_match` metric of evaluation libraries, as the learner writes it.
-How it works: see `minilora.exercises`. The inputs hold answers that are right, wrong, right but for
+How it works: see `course.exercises`. The inputs hold answers that are right, wrong, right but for
 outer white space, right but for their case, and answers that merely contain the right one, so that
 each wrong idea gives another number.
 What it leaves out: partial credit.

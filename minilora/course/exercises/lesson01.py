@@ -3,7 +3,7 @@ write AdamW.
 
 What it replaces: reading torch's source to find out whether one has understood `backward` and
 `step`.
-How it works: see `minilora.exercises`. No wrong answer can hide: values are used more than once,
+How it works: see `course.exercises`. No wrong answer can hide: values are used more than once,
 the last batch is short, points are not shuffled in their order, the second derivative is not
 diagonal, Adam's averages have a history.
 What it leaves out: whole engines; `minilora.autograd` and `minilora.optim` are the finished code.

@@ -3,7 +3,7 @@ that people get wrong.
 
 What it replaces: reading transformers' `modeling_llama.py` to find out whether one has understood
 it.
-How it works: see `minilora.exercises`. No wrong answer can hide: scores are large enough to
+How it works: see `course.exercises`. No wrong answer can hide: scores are large enough to
 overflow, vectors have a mean, positions do not begin at zero, the values of attention differ from
 row to row, the temperature is not 1.
 What it leaves out: batches, several heads, caches; the lesson adds them.

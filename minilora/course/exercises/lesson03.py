@@ -1,7 +1,7 @@
 """The exercises of lesson 03: count, compute, step, bound, store.
 
 What it replaces: rules of thumb that are right by a factor of two.
-How it works: see `minilora.exercises`. No wrong answer can hide: heads differ from key/value heads,
+How it works: see `course.exercises`. No wrong answer can hide: heads differ from key/value heads,
 heads times head size from the hidden width, the last batch of an epoch is never full, and
 operations lie on both sides of the ridge.
 What it leaves out: biases, learned positions, mixtures of experts; activations, which depend on the

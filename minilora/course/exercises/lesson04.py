@@ -1,7 +1,7 @@
 """The exercises of lesson 04: decode, round, weigh, add up, scale.
 
 What it replaces: believing that a number in a computer is the number one wrote.
-How it works: see `minilora.exercises`. No wrong answer can hide: the patterns hold negative, normal
+How it works: see `course.exercises`. No wrong answer can hide: the patterns hold negative, normal
 and subnormal numbers, what is to be rounded holds ties of both parities, and sums are long enough
 for small terms to get lost.
 What it leaves out: infinity and NaN; formats whose highest exponent field holds numbers.

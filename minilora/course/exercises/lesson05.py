@@ -1,7 +1,7 @@
 """The exercises of lesson 05: scale, shift, look up, derive, pack, count.
 
 What it replaces: calling a quantizer without knowing what it stores.
-How it works: see `minilora.exercises`. No wrong answer can hide: the largest magnitude is negative,
+How it works: see `course.exercises`. No wrong answer can hide: the largest magnitude is negative,
 data is not centred, numbers lie on thresholds, counts are odd, and no two sizes are equal.
 What it leaves out: blocks in more than one dimension, calibration.
 Where numerics differ: codes are whole numbers and must be equal; scales and levels may differ by

@@ -2,7 +2,7 @@
 product, make outliers.
 
 What it replaces: reading bitsandbytes' kernels to find out what LLM.int8() does.
-How it works: see `minilora.exercises`. All numbers are eighths, so that fp16 holds them and the
+How it works: see `course.exercises`. All numbers are eighths, so that fp16 holds them and the
 answers equal the package's to the bit; some lie halfway between two codes, some exactly on the
 threshold; outlier columns hold the largest of the remaining numbers of some row.
 What it leaves out: fp16 rounding, rows of zeros.

@@ -1,7 +1,7 @@
 """The exercises of lesson 07: count, cut, foretell, find a direction, count again, measure.
 
 What it replaces: nodding at "low rank" without having held one.
-How it works: see `minilora.exercises`. Matrices are tall (more rows than columns), so that Vᵀ is
+How it works: see `course.exercises`. Matrices are tall (more rows than columns), so that Vᵀ is
 square and a forgotten transpose has the right shape and the wrong values; ranks are above 1 and
 below the smaller side.
 What it leaves out: complex numbers, weighted errors.

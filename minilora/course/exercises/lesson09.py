@@ -1,7 +1,7 @@
 """The exercises of lesson 09: rows, mix, log-probability, DPO's loss, advantage.
 
 What it replaces: trusting that a trainer's loss is the paper's.
-How it works: see `minilora.exercises`. Ranks, weights and scales all differ, one weight is
+How it works: see `course.exercises`. Ranks, weights and scales all differ, one weight is
 negative; no log-probability is 0; β is not 1; no two adapters are alike.
 What it leaves out: batches of answers of unequal length (the lesson pads them), label smoothing,
 PPO.

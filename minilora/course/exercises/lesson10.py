@@ -1,7 +1,7 @@
 """The exercises of lesson 10: count, decode, send a gradient through, keep nothing, merge.
 
 What it replaces: trusting that a base of four bits trains as it should.
-How it works: see `minilora.exercises`. No wrong answer can hide: weight counts are odd and no
+How it works: see `course.exercises`. No wrong answer can hide: weight counts are odd and no
 multiple of a block, scales fill more than one outer block, A *and* B are random and not zero, α/r
 is no whole number, in is not out. What a function keeps is found wherever it puts it: x's memory is
 still there, or other codes, put in between forward and backward, change nothing.

@@ -9,7 +9,7 @@ What it leaves out: `interact`, `Output`, `clear_output`; anything that ipywidge
 share.
 Where numerics differ: nowhere; it shows what the package computes.
 
-To add a slider as a lesson's author, write `minilora/explore/TOPIC.py`:
+To add a slider as a lesson's author, write `minilora/course/explore/TOPIC.py`:
 
     from . import svg
     from .widget import Explorer, Slider
@@ -31,7 +31,7 @@ To add a slider as a lesson's author, write `minilora/explore/TOPIC.py`:
 In the notebook a cell tagged `slider` that needs only the setup cell, and ends with the widget;
 before it, for readers without a kernel, a plain call that prints the default state:
 
-    from minilora.explore import TOPIC          |        TOPIC.EXPLORER.still()          |
+    from minilora.course.explore import TOPIC   |        TOPIC.EXPLORER.still()          |
     TOPIC.EXPLORER.show()
 
 The state stands in the page as `data-rank="8"` on an element with `role="img"` and the label as

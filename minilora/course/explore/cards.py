@@ -1,4 +1,4 @@
-"""Lesson 13, what a fine-tuning run will need, on which card: rank, precision of the base, and
+"""Lesson 14, what a fine-tuning run will need, on which card: rank, precision of the base, and
 length of the rows.
 
 What it replaces: "QLoRA fits a T4", which is right until the rows get long.

@@ -34,7 +34,9 @@ def render(turns: Sequence[dict], state: str = "idle", trouble: str = "") -> str
     `stopped`) or what went wrong.
     """
     rows = "".join(
-        f'<div style="margin:6px 0"><b>{NAMES[turn["role"]]}</b><div style="white-space:pre-wrap;line-height:1.4">{html.escape(turn["content"])}</div></div>'
+        f'<div style="margin:6px 0"><b>{NAMES[turn["role"]]}</b>'
+        f'<div style="white-space:pre-wrap;line-height:1.4">{html.escape(turn["content"])}</div>'
+        "</div>"
         for turn in turns
     )
     told = html.escape(trouble or STATES[state])

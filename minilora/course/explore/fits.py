@@ -5,7 +5,7 @@ How it works: `budget.estimate` gives the parts and the worst moments of one row
 checkpointing and AdamW in one kernel. On one GPU the need is the budget's own. On n GPUs all that
 belongs to parameters (weights, gradients, optimizer states) is split evenly, as ZeRO-3 and FSDP do;
 what the row needs stays whole on each, and beside it one layer stands gathered for its product.
-What it leaves out: what several GPUs tell each other (lesson 12); other batches and lengths; 8-bit
+What it leaves out: what several GPUs tell each other (lesson 13); other batches and lengths; 8-bit
 and paged optimizers.
 Where numerics differ: one GPU exactly as `budget.estimate`; several a little too much rather than
 too little, since the gradients of a split model are booked as if all stood at the worst moment.
