@@ -5,6 +5,7 @@ import os
 import pytest
 
 from minilora.errors import MiniloraError
+from minilora.system import files
 from minilora.system.files import atomic_folder, atomic_write
 
 
@@ -73,3 +74,17 @@ def test_others_may_read_what_is_written(tmp_path):
         p.stat().st_mode & 0o777
         for p in (tmp_path / "file", tmp_path / "folder", tmp_path / "folder" / "file")
     ] == [0o644, 0o755, 0o644]
+
+
+def test_the_course_is_what_the_wheel_carries_or_the_repository(tmp_path, monkeypatch):
+    """Beside an installed package another program may have a folder `data`; it is not ours."""
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "minilora" / "system" / "files.py"))
+    with pytest.raises(MiniloraError, match="the shipped data is not at .*install minilora again"):
+        files.data_folder()
+    (tmp_path / "data").mkdir()
+    assert files.data_folder() == tmp_path / "data"
+    assert files.results_folder() == tmp_path / "benchmarks" / "results"
+    carried = tmp_path / "minilora" / "shipped"
+    (carried / "data").mkdir(parents=True)
+    assert files.data_folder() == carried / "data"
+    assert files.results_folder() == carried / "benchmarks" / "results"
