@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from int8_peer import TINY, float_linear, inputs, relative, theirs, weights
-from planted import planted
 from torch import nn
 
 from minilora import llama
@@ -24,15 +23,15 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 sizes = st.tuples(st.integers(1, 9), st.integers(2, 40), st.integers(1, 17))
 
 
-# ---- the checks that the planted mutants must fail; each takes the module
+# ---- piece by piece
 
 
-def check_codes(module, shapes=((1, 8), (3, 7), (5, 33), (64, 64)), dtypes=DTYPES):
-    for rows, width in shapes:
-        for dtype in dtypes:
+def test_codes():
+    for rows, width in ((1, 8), (3, 7), (5, 33), (64, 64)):
+        for dtype in DTYPES:
             for threshold in (0.0, 6.0, 2.0):
                 x = inputs(rows, width, dtype, outliers=2)
-                codes, scale, columns = module.quantize_rows(x, threshold)
+                codes, scale, columns = int8.quantize_rows(x, threshold)
                 their_codes, their_scale, their_columns = bnbf.int8_vectorwise_quant(
                     x.half(), threshold=threshold
                 )
@@ -41,12 +40,12 @@ def check_codes(module, shapes=((1, 8), (3, 7), (5, 33), (64, 64)), dtypes=DTYPE
                     columns,
                     torch.empty(0, dtype=torch.int64) if their_columns is None else their_columns,
                 )
-                assert torch.equal(module.outlier_columns(x, threshold), columns)
+                assert torch.equal(int8.outlier_columns(x, threshold), columns)
 
 
-def check_weights_and_decoding(module):
+def test_weights_and_decoding():
     linear = float_linear(17, 33)
-    ours, reference = module.Int8Linear.from_linear(linear), theirs(linear)
+    ours, reference = int8.Int8Linear.from_linear(linear), theirs(linear)
     assert torch.equal(ours.weight, reference.weight) and torch.equal(
         ours.SCB, reference.weight.SCB
     )
@@ -57,27 +56,27 @@ def check_weights_and_decoding(module):
     ).max() * 1.06
 
 
-def check_integer_product(module):
+def test_integer_product():
     for rows, width, out in ((1, 7, 5), (3, 1, 1), (5, 33, 13), (2, 3001, 4)):
         a = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
         a[0] = 127  # 3001·127² is odd and beyond 2²⁴
         b = torch.full((out, width), 127, dtype=torch.int8)
         exact = torch.from_numpy(a.numpy().astype(np.int64) @ b.numpy().astype(np.int64).T)
-        for product in (module.integer_product, module.chunked_product):
+        for product in (int8.integer_product, int8.chunked_product):
             assert torch.equal(product(a, b).long(), exact)
         assert width == 1 or torch.equal(
-            module.integer_product(a, b), torch.ops.bitsandbytes.int8_linear_matmul(a, b)
+            int8.integer_product(a, b), torch.ops.bitsandbytes.int8_linear_matmul(a, b)
         )
 
 
-def check_sums(module, shapes=((1, 8, 4), (3, 7, 5), (33, 64, 48)), dtypes=DTYPES):
-    for rows, width, out in shapes:
-        for dtype in dtypes:
+def test_sums():
+    for rows, width, out in ((1, 8, 4), (3, 7, 5), (33, 64, 48)):
+        for dtype in DTYPES:
             for threshold in (0.0, 6.0):
                 linear = float_linear(out, width)
                 x = inputs(rows, width, dtype, outliers=3)
                 ours, reference = (
-                    module.Int8Linear.from_linear(linear, threshold).eval(),
+                    int8.Int8Linear.from_linear(linear, threshold).eval(),
                     theirs(linear, threshold).eval(),
                 )
                 y, expected = ours(x), reference(x)
@@ -85,10 +84,10 @@ def check_sums(module, shapes=((1, 8, 4), (3, 7, 5), (33, 64, 48)), dtypes=DTYPE
                 assert relative(y, expected) <= (1e-4 if dtype == torch.float32 else 1e-3)
 
 
-def check_training(module):
+def test_training():
     for dtype in DTYPES:
         linear = float_linear(13, 33)
-        ours, reference = module.Int8Linear.from_linear(linear).train(), theirs(linear).train()
+        ours, reference = int8.Int8Linear.from_linear(linear).train(), theirs(linear).train()
         # train, eval, train: the gradient of x must be there each time
         for mode in (True, False, True):
             ours.train(mode), reference.train(mode)
@@ -101,82 +100,28 @@ def check_training(module):
                 assert torch.equal(y, expected)
 
 
-def check_outliers_save_the_product(module):
+def test_outliers_save_the_product():
     x, W = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)), weights(32, 128)
     W[1:3] = 0.01
     x[:, 5] *= 100
-    plain, split = module.product_error(x, W, 0.0), module.product_error(x, W, 6.0)
+    plain, split = int8.product_error(x, W, 0.0), int8.product_error(x, W, 6.0)
     assert plain.columns == 0 and split.columns == 1 and split.share == 1 / 128
     assert split.error < 0.02 and plain.error > 3 * split.error
 
 
-def check_model(module):
+def test_model():
     model = llama.Llama(llama.Config(**TINY)).eval()
     before = copy.deepcopy(model)
-    assert module.quantize_model_int8(model, 6.0) is model
+    assert int8.quantize_model_int8(model, 6.0) is model
     kinds = {
         type(layer) for layer in model.model.layers[0].modules() if hasattr(layer, "in_features")
     }
-    assert kinds == {module.Int8Linear}
+    assert kinds == {int8.Int8Linear}
     head = getattr(model, "lm_head", None)
     assert head is None or type(head) is nn.Linear
     assert torch.equal(model.model.embed_tokens.weight, before.model.embed_tokens.weight)
     ids = torch.randint(5, 97, (2, 9), generator=torch.Generator().manual_seed(0))
     assert 0 < relative(model(ids), before(ids)) < 0.03
-
-
-CHECKS = [value for name, value in sorted(globals().items()) if name.startswith("check_")]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_module(check):
-    check(int8)
-
-
-MUTANTS = {
-    "rounds half away from zero": (".round_()", ".mul_(2).add_(1).div_(2).floor_()"),
-    "truncates": (".round_()", ".trunc_()"),
-    "scaled to 128": ("127 / scale, scale)", "128 / scale, scale)"),
-    "not through fp16": ("half = x.detach().half()", "half = x.detach().float()"),
-    "threshold itself is no outlier": (
-        "reached = x.detach().half().abs() >= threshold",
-        "reached = x.detach().half().abs() > threshold",
-    ),
-    "outliers judged by sign": (
-        "x.detach().half().abs() >= threshold",
-        "x.detach().half() >= threshold",
-    ),
-    "row maximum counts the outliers": (
-        "half = half.masked_fill(half.abs() >= threshold, 0)",
-        "pass",
-    ),
-    "outlier columns left in the integers": ("codes[:, columns] = 0", "pass"),
-    "whole outlier columns left out of the maximum": (
-        "half = half.masked_fill(half.abs() >= threshold, 0)",
-        "half = half.index_fill(1, columns, 0)",
-    ),
-    "outlier part forgotten": ("if columns.numel():  # the second", "if False:  # the second"),
-    "second part from fp16": ("y.addmm(x[:, columns],", "y.addmm(x[:, columns] * 1.01,"),
-    "one scale twice": (
-        "row_scale[:, None] * scale[None, :]",
-        "row_scale[:, None] * row_scale.mean()",
-    ),
-    "1/127": ("UNIT = 1 / 127**2", "UNIT = 1 / 127"),
-    "decoded by 1/128": ("(scale * (1 / 127))", "(scale * (1 / 128))"),
-    "bias forgotten in eval": ("        y += bias", "        pass"),
-    "chunks too long for float32": ("CHUNK = 1024", "CHUNK = 4096"),
-    "training takes the integers": ("if not integers:", "if False:"),
-    "no gradient in eval": ("if ctx.needs_input_grad[0]:", "if ctx.needs_input_grad[0] and False:"),
-    "head quantized too": ('HEADS = ("lm_head", "embed_out")', "HEADS = ()"),
-}
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_every_planted_mutant_is_caught(mutant):
-    # TypeError: None where the other has a gradient
-    with planted(int8, *MUTANTS[mutant]) as module, pytest.raises((AssertionError, TypeError)):
-        for check in CHECKS:
-            check(module)
 
 
 # ---- random shapes
