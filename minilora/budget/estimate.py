@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from .catalog import CONTEXT, GIB, GPU, Shape, gpu
+from .catalog import CONTEXT, GIB, GPU, gpu
 from .forms import activations, memory, step_peak
 from .forms.memory import Part
 from .forms.step_peak import Moment
 from .setup import Setup, make
+from .shapes import Shape
 
 # two of 8.125 MiB, which cuBLAS takes for a forward and a backward thread
 WORKSPACES = 2 * 8_519_680

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..errors import MiniloraError
 from ..system.files import atomic_write
-from .catalog import GPU, GPUS
+from .catalog import GPU, cards
 from .estimate import Budget
 from .table import decimal, headline
 
@@ -63,7 +63,7 @@ def near(needed: int, asked: Iterable[GPU] = ()) -> list[GPU]:
     """The cards whose lines help: those asked for, the largest that is too small and the two
     smallest that suffice, one of each size.
     """
-    ordered = sorted(GPUS.values(), key=lambda card: card.usable)
+    ordered = sorted(cards().values(), key=lambda card: card.usable)
     small = [card for card in ordered if card.usable < needed][-1:]
     enough = [card for card in ordered if card.usable >= needed][:2]
     found: dict[int, GPU] = {}
@@ -81,12 +81,12 @@ def layout(told: Budget, asked: Iterable[GPU] = ()) -> Layout:
             at += part.bytes
     asked = list(asked)
     needed = told.needs(asked[0] if asked else None)
-    cards = near(needed, asked) if told.setup.device == "cuda" else asked
+    lines = near(needed, asked) if told.setup.device == "cuda" else asked
     top = max(
         [
             told.total,
             needed,
-            *(card.usable for card in cards if card.usable < 4 * max(told.total, needed)),
+            *(card.usable for card in lines if card.usable < 4 * max(told.total, needed)),
         ]
     )
     return Layout(
@@ -95,7 +95,7 @@ def layout(told: Budget, asked: Iterable[GPU] = ()) -> Layout:
         tuple(segments),
         told.peak_allocated,
         needed,
-        tuple(cards),
+        tuple(lines),
         1.04 * top,
     )
 

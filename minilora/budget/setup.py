@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MiniloraError
-from .catalog import Linear, Shape, model, nearest
+from .catalog import model
+from .shapes import Linear, Shape, nearest
 
 # method → (what the linear layers of the base are kept as, precision if none is asked for)
 METHODS = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .catalog import GPU, GPUS, words
+from .catalog import GPU, cards, words
 from .measure.allocator import WORKSPACE, WORKSPACE_HOPPER
 
 
@@ -21,7 +21,7 @@ def match(name: str, total: int) -> GPU | None:
     """The card of the catalogue that CUDA calls `name`, with `total` bytes; None if there is
     none.
     """
-    for card in GPUS.values():
+    for card in cards().values():
         own = words(card.name.removesuffix(" 40").removesuffix(" 80"))  # the A100's two sizes
         if own <= words(name) and abs(total / card.usable - 1) < 0.1:
             return card

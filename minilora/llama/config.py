@@ -7,6 +7,11 @@ from typing import Any
 
 from ..errors import MiniloraError
 
+# A frozen head's logits are made a portion at a time: at least so many rows, since its weight is
+# read once for each, and about so many numbers where the vocabulary is small (`head_loss`).
+HEAD_ROWS, HEAD_PORTION = 256, 1 << 20
+ROPE_ROWS = 4096  # positions tabled at first; longer inputs grow the table (`decoder`)
+
 AGAIN = "download the folder again"
 ROPE_TYPES = {  # and the numbers each needs
     "default": (),

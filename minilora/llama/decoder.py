@@ -24,10 +24,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from .cache import Cache
-from .config import Config
+from .config import ROPE_ROWS, Config
 from .fused_ops import gated, rms_norm, turned
-
-ROPE_ROWS = 4096  # positions tabled at first; longer inputs grow the table
 
 
 def rope_frequencies(config: Config) -> Tensor:

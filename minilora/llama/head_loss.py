@@ -27,11 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..system.precision import autocast_dtype
+from .config import HEAD_PORTION, HEAD_ROWS
 from .model import Llama
-
-ROWS = 256  # at least so many rows at a time: W is read once for each portion
-
-PORTION = 1 << 20  # numbers in a portion of logits, where the vocabulary is small
 
 
 def frozen_head(model: nn.Module) -> Tensor | None:
@@ -71,7 +68,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = max(ROWS, PORTION // weight.shape[0])
+        rows = max(HEAD_ROWS, HEAD_PORTION // weight.shape[0])
         for x, t, out in zip(
             hidden.split(rows),
             targets.split(rows),

@@ -63,7 +63,7 @@ def test_with_its_own_program_every_row_is_within_three_percent_or_says_in_bytes
 
 
 def test_litgpts_rows_are_within_one_and_a_half_percent_and_its_inference_within_half_a_percent():
-    rows = [row for row in ROWS if row.measurement.source == peaks.LITGPT]
+    rows = [row for row in ROWS if row.measurement.source.startswith("LitGPT")]
     assert len(rows) == 16
     for row in rows:
         assert abs(row.error_explained) < (
@@ -107,7 +107,7 @@ def test_limits_count_in_no_mean_and_are_marked():
     assert text.count("≤") == len(bounds) and len(text.splitlines()) == len(ROWS) + 1
 
 
-def test_the_readme_shows_every_figure_with_mean_and_worst_error():
+def test_the_page_shows_every_figure_with_mean_and_worst_error():
     text = readme.published_table()
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert len(lines) == len(ROWS)
@@ -131,4 +131,5 @@ def test_the_readme_shows_every_figure_with_mean_and_worst_error():
         and worst.measurement.what in text.splitlines()[0]
     )
     assert all(row.measurement.source in text for row in ROWS)
-    assert text in (readme.ROOT / "README.md").read_text(encoding="utf-8")
+    page = readme.ROOT / readme.PLACES["table:published"]
+    assert text in page.read_text(encoding="utf-8")

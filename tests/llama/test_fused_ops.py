@@ -86,8 +86,8 @@ def test_rotation_equals_the_plain_one(lead, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 256])
 def test_head_loss_equals_cross_entropy(rows, dtype, monkeypatch):
-    monkeypatch.setattr("minilora.llama.head_loss.ROWS", rows)
-    monkeypatch.setattr("minilora.llama.head_loss.PORTION", 1)
+    monkeypatch.setattr("minilora.llama.head_loss.HEAD_ROWS", rows)
+    monkeypatch.setattr("minilora.llama.head_loss.HEAD_PORTION", 1)
     torch.manual_seed(0)
     hidden, weight = torch.randn(10, 16).to(dtype).requires_grad_(), torch.randn(37, 16).to(dtype)
     targets = torch.randint(0, 37, (10,))

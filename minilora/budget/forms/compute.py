@@ -28,9 +28,10 @@ import math
 from dataclasses import dataclass
 
 from ...errors import MiniloraError
-from ..catalog import GPU, Linear, gpu
+from ..catalog import GPU, gpu
 from ..forms import memory
 from ..setup import LARGEST, Setup, make
+from ..shapes import Linear
 
 # of the bandwidth; what well-made kernels reach when they generate one token at a time
 DECODING = 0.6

@@ -12,7 +12,7 @@ How it works: sums over the model's tensors. For a matrix of n numbers in b bits
     ≥ 4096, else 8·n
 
 Each function gives a `Part`: the bytes, and the formula as text with the numbers filled in.
-What it leaves out: what depends on the batch (`activations`) and on the moment (`moments`).
+What it leaves out: what depends on the batch (`activations`) and on the moment (`step_peak`).
 Where numerics differ: bytes are exact, as `quantize`, `int8`, `torch.optim` and `bitsandbytes`
 store them.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...llama.config import ROPE_ROWS
 from ..setup import CODES, Setup
 
 NESTED_BLOCK = 256  # scales that share one scale
@@ -28,9 +29,6 @@ NESTED_BLOCK = 256  # scales that share one scale
 SMALLEST_8BIT = 4096  # elements: smaller tensors keep fp32 averages (bitsandbytes)
 
 STATE_BLOCK = 256
-
-# rows that our Llama's rotary tables have at first, or the model's context if that is shorter
-ROPE_ROWS = 4096
 
 PAGED_FROM = 100_000  # elements: smaller tensors are not paged (bitsandbytes)
 
@@ -211,7 +209,7 @@ def decode_buffer(setup: Setup) -> Part:
 def inputs(setup: Setup) -> Part:
     """Ids and labels, and the tables of rotary positions that our Llama holds in fp32."""
     shape, n = setup.shape, setup.tokens
-    rows = min(shape.context, ROPE_ROWS)
+    rows = min(shape.context, ROPE_ROWS)  # the tables grow for longer inputs
     rows = max(setup.seq, 2 * rows) if setup.seq > rows else rows
     tables = 2 * 4 * rows * shape.head_dim if setup.library == "minilora" else 4 * shape.head_dim
     return Part(

@@ -3,7 +3,7 @@ the optimizer's step.
 
 What it replaces: adding up all parts, which never stand at the same time: activations are gone when
 the optimizer works.
-How it works: the tape of `activations` is walked on paper. Forward: what is kept grows, and each
+How it works: the tape of `record` is walked on paper. Forward: what is kept grows, and each
 result lives until its last reader. Backward, in reverse: each node needs the gradient of its
 result, makes those of its inputs and of its weights, and lets go of what it kept. Under
 checkpointing a layer's forward is walked once more before its backward. The optimizer's step then
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from ..forms import activations, memory
 from ..setup import Setup
-from .activations import Op, Record, Value, record
+from .record import Record, record
+from .tape import Op, Value
 
 
 @dataclass(frozen=True)

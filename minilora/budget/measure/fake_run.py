@@ -29,7 +29,9 @@ from ...errors import MiniloraError
 from ...llama.config import Config
 from ...llama.decoder import Attention
 from ...llama.model import Llama
-from ...qlora.four_bit import QLinear, quantize_model
+from ...qlora.four_bit import QLinear
+from ...qlora.int8 import Int8Linear, quantize_model_int8
+from ...qlora.replace import replace_linears
 from ...quantize.blockwise import NESTED_BLOCK, Nested, Quantized
 from ...train.loss import loss_sum
 from ..setup import Setup
@@ -142,39 +144,27 @@ def _unquantized(linear: nn.Linear) -> Quantized:
     )
 
 
-def _replace_linears(model: nn.Module, made) -> None:
-    """Put made(linear) in the place of each linear layer but the head."""
-    from ...lora.targets import linear_paths, put
-
-    for path in linear_paths(model):
-        put(model, path, made(model.get_submodule(path)))
-    model.requires_grad_(False)
+def _without_numbers(linear: nn.Linear) -> Int8Linear:
+    """What `Int8Linear.from_linear` makes of a weight without numbers."""
+    codes = torch.empty(linear.weight.shape, dtype=torch.int8)
+    return Int8Linear(
+        codes, torch.empty(linear.out_features), linear.bias, dtype=linear.weight.dtype
+    )
 
 
 def _quantize(model: nn.Module, base: str) -> None:
     """4 or 8 bits in place of the linear layers' weights; by the quantizers themselves where there
     are numbers.
     """
-    from ...qlora.int8 import Int8Linear, quantize_model_int8
-
     if base == "4bit" and _is_fake(model):
-        _replace_linears(model, lambda linear: OneBuffer(_unquantized(linear), linear.bias))
+        replace_linears(model, lambda linear, _: OneBuffer(_unquantized(linear), linear.bias))
     elif base == "4bit":
-        for module in quantize_model(model).modules():
-            if type(module) is QLinear:
-                module.__class__ = OneBuffer
+        replace_linears(model, lambda linear, _: OneBuffer.from_linear(linear))
     elif _is_fake(model):
-        _replace_linears(
-            model,
-            lambda linear: Int8Linear(
-                torch.empty(linear.weight.shape, dtype=torch.int8),
-                torch.empty(linear.out_features),
-                linear.bias,
-                dtype=linear.weight.dtype,
-            ),
-        )
+        replace_linears(model, lambda linear, _: _without_numbers(linear))
     else:
-        quantize_model_int8(model).requires_grad_(False)
+        quantize_model_int8(model)
+    model.requires_grad_(False)
 
 
 @contextlib.contextmanager

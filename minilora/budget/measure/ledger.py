@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..catalog import Shape
 from ..setup import Setup, make
+from ..shapes import Shape
 from .fake_run import (
     Plan,
     batch_of,
