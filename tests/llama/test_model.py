@@ -1,5 +1,5 @@
-"""The Llama against transformers' LlamaForCausalLM: logits, generation, sampling, gradients, and
-mutants of each.
+"""The Llama against transformers' LlamaForCausalLM: logits, generation, sampling, and
+gradients.
 """
 
 import random
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from minilora import llama
 from minilora.errors import MiniloraError
-from minilora.llama import Cache, Config, Llama, decoder
+from minilora.llama import Cache, Config, Llama
 
 pytestmark = pytest.mark.parity  # beside the library that people use
 
@@ -345,123 +345,6 @@ def test_a_full_cache_says_so():
     _, ours = twins(0)
     with pytest.raises(MiniloraError, match="cache holds 4 tokens and 5 are needed"):
         ours(tokens(ours, 1, 5), cache=Cache(4))
-
-
-# planted faults: each must push the logits away from transformers'
-
-
-def _no_causal_mask(monkeypatch):
-    attend = decoder.Attention.attend
-    monkeypatch.setattr(
-        decoder.Attention,
-        "attend",
-        staticmethod(lambda *a, **k: attend(*a, **(k | {"is_causal": False}))),
-    )
-
-
-def _neighbours_paired(monkeypatch):
-    def rotate(x, cos, sin):
-        pairs = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-        return x * cos + pairs * sin.abs()
-
-    monkeypatch.setattr(decoder, "rotate", rotate)
-
-
-def _turned_the_other_way_for_keys(monkeypatch):
-    turn, calls = decoder.rotate, []
-    monkeypatch.setattr(
-        decoder,
-        "rotate",
-        lambda x, c, s: calls.append(1) or turn(x, c, s if len(calls) % 2 else -s),
-    )
-
-
-def _rope_scaling_forgotten(monkeypatch):
-    frequencies = decoder.rope_frequencies
-    monkeypatch.setattr(
-        decoder,
-        "rope_frequencies",
-        lambda c: frequencies(Config(**(vars(c) | {"rope_scaling": None}))),
-    )
-
-
-def _gelu_for_silu(monkeypatch):
-    monkeypatch.setattr(F, "silu", F.gelu)
-
-
-def _epsilon_outside_the_root(monkeypatch):
-    monkeypatch.setattr(
-        decoder.RMSNorm,
-        "forward",
-        lambda self, x: x / (x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps * 100) * self.weight,
-    )
-
-
-def _mean_subtracted(monkeypatch):
-    norm = decoder.RMSNorm.forward
-    monkeypatch.setattr(
-        decoder.RMSNorm, "forward", lambda self, x: norm(self, x - x.mean(-1, keepdim=True))
-    )
-
-
-MUTANTS = [
-    _no_causal_mask,
-    _neighbours_paired,
-    _turned_the_other_way_for_keys,
-    _rope_scaling_forgotten,
-    _gelu_for_silu,
-    _epsilon_outside_the_root,
-    _mean_subtracted,
-]
-
-
-@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda f: f.__name__.strip("_"))
-def test_a_planted_fault_is_seen(mutate, monkeypatch):
-    seed = next(
-        s for s in range(50) if fields(s)["rope_scaling"] is LLAMA3 and fields(s)["head_dim"] >= 8
-    )
-    assert gap(seed, 33) <= 1e-5
-    theirs, _ = twins(seed)
-    ids = tokens(theirs, 2, 33, seed)
-    with torch.no_grad():
-        reference = theirs(ids).logits
-    mutate(monkeypatch)
-    _, ours = twins(seed)
-    with torch.no_grad():
-        assert (reference - ours(ids)).abs().max() > 1e-4
-
-
-def _new_tokens_all_at_position_one(monkeypatch):
-    table = decoder.RotaryTable.forward
-    monkeypatch.setattr(
-        decoder.RotaryTable,
-        "forward",
-        lambda self, a, b: table(self, a, b) if b - a > 1 else table(self, 1, 2),
-    )
-
-
-def _cache_one_behind(monkeypatch):
-    def extend(self, layer, k, v, whole=Cache.extend):
-        keys, values = whole(self, layer, k, v)
-        return (keys[:, :, :-1], values[:, :, :-1]) if k.shape[2] == 1 else (keys, values)
-
-    monkeypatch.setattr(Cache, "extend", extend)
-
-
-@pytest.mark.parametrize(
-    "mutate",
-    [_new_tokens_all_at_position_one, _cache_one_behind],
-    ids=lambda f: f.__name__.strip("_"),
-)
-def test_a_planted_fault_in_the_cache_is_seen(mutate, monkeypatch):
-    theirs, ours = twins(3)
-    ids = tokens(ours, 2, 8)
-    reference = theirs.generate(
-        ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    assert torch.equal(ours.generate(ids, 24, stop=[]), reference)
-    mutate(monkeypatch)
-    assert not torch.equal(ours.generate(ids, 24, stop=[]), reference)
 
 
 def test_the_shipped_base_equals_transformers():
