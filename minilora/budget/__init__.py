@@ -3,12 +3,13 @@ rented.
 
 What it replaces: accelerate's `estimate-memory`, calculators on the web, and a trial run on a
 rented card.
-How it works: `catalog` knows models and cards, `memory` what stays, `activations` what backward
-needs, `moments` the peak, `compute` the operations and the time; `estimate` puts them together, and
-`advice` says what to change to make a run fit. `ledger` measures the same peak with tensors that
-have no memory, `allocator` what CUDA's allocator makes of it.
+How it works: `setup` is what is asked; `catalog` knows models and cards. Of the closed forms
+(`forms/`), `memory` counts what stays, `activations` what backward needs, `step_peak` the worst
+moment, `compute` operations and time. `estimate` puts them together; `advice` says what to change
+to make a run fit; `table` and `picture` show it. In `measure/`, `ledger` sees the same peak on
+tensors that have no memory, `allocator` what CUDA's allocator makes of it. `published/` sets the
+figures and rules of others beside both.
 What it leaves out: several cards (the lesson on distributed training has its own forms).
-Where numerics differ: nowhere; every file says how exact it is.
 """
 
 from . import advice, catalog

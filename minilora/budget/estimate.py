@@ -3,13 +3,12 @@
 What it replaces: accelerate's `estimate-memory` and calculators on the web, which guess activations
 and temporaries.
 How it works: the parts that stay (`memory`), what autograd keeps (`activations`) and the worst
-moments (`moments`) are put together in a `Budget`. `total` adds all parts as if they stood at once,
-an upper bound; `peak_allocated` is the largest moment, what `torch.cuda.max_memory_allocated`
+moments (`step_peak`) are put together in a `Budget`. `total` adds all parts as if they stood at
+once, an upper bound; `peak_allocated` is the largest moment, what `torch.cuda.max_memory_allocated`
 reports; `with_context` adds what the driver and the allocator take.
 What it leaves out: data loaders, fragmentation that depends on the order of sizes (the ledger's
 allocator models it). The check against the ledger (within 1 %) is of AdamW alone: 8-bit and paged
 averages run in kernels that need a GPU, and their bytes are counted by form only.
-Where numerics differ: bytes, not rounded; GiB only where text is made.
 """
 
 from __future__ import annotations

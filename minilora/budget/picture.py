@@ -8,7 +8,6 @@ a `<title>` that a mouse or a screen reader finds, and the whole picture has a t
 description. The colours come from the caller (`explore.palette.HUES`, after Okabe and Ito), as the
 page's own do.
 What it leaves out: several runs in one picture; the lessons' sliders do that.
-Where numerics differ: a hundredth of a pixel.
 """
 
 from __future__ import annotations

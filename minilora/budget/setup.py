@@ -10,7 +10,6 @@ bits (8 bytes); `lora`, `int8`, `qlora` a frozen base in 16, 8 or 4 bits with an
 `inference` neither gradients nor optimizer.
 What it leaves out: more than one card; dropout in the adapter, DoRA, adapters on token tables and
 heads.
-Where numerics differ: nowhere; there are none.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ names are Hugging Face's, so a state dict, a LoRA target or an adapter file fits
 How it works: token vectors run through N equal layers. Each adds attention (rotary positions,
 grouped key/value heads, causal) and then a gated MLP to the running vector, each behind an RMSNorm;
 a last norm and a linear head give the logits. `checkpoint.py` reads and writes folders,
-`sampling.py` generates.
+`generate.py` generates.
 What it leaves out: attention dropout, tensor parallelism, and the rope types `dynamic`, `yarn` and
 `longrope`.
 Where numerics differ: in fp32 nothing beyond the order of additions inside the library's own fused

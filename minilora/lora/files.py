@@ -6,7 +6,7 @@ lora_B.weight, lora_embedding_A, lora_embedding_B, lora_magnitude_vector; full m
 `.weight`), the adapter's name is left out. Loading is strict and looks before it touches: every
 tensor must be there, of the right shape and finite, and none may be left over. A sample of the
 base's weights goes into the file's metadata, so that an adapter for another base of the same shape
-is refused too, and so is a base that the adapter is merged into already (merged.py). PiSSA's and
+is refused too, and so is a base that the adapter is merged into already (merged_twice.py). PiSSA's and
 LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a quantized base
 says there how it was quantized, and goes on no other.
 What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have

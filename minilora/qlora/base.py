@@ -7,9 +7,9 @@ How it works: the name is resolved to a folder, which for a hub name is fetched 
 safetensors and tokenizer alone, after a look at the free space. The folder is read into our Llama
 and quantized by a recipe: a code book's name means its blocks (qlora.py), `llm.int8` means rows
 with the outliers apart (int8.py).
-What it leaves out: models other than Llama, pickled weights; `hub.py` loads the same folders with
+What it leaves out: models other than Llama, pickled weights; `hub` loads the same folders with
 transformers.
-Where numerics differ: nowhere; see llama.py, qlora.py, int8.py.
+Where numerics differ: see llama/decoder.py, four_bit.py, int8.py.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def load_base(folder: Path, device: str, quantization: dict | None = None, train
     """The Llama in `folder` on `device`, quantized if told so.
 
     Frozen weights are kept in bf16 on a GPU that has it; weights to be trained whole, and
-    everything on a CPU, in fp32. A folder that is in 4 bits already (see qcheckpoint.py) is read as
+    everything on a CPU, in fp32. A folder that is in 4 bits already (see checkpoint.py) is read as
     it is. Raises MiniloraError if that one is to be trained whole or quantized again.
     """
     import torch

@@ -5,8 +5,8 @@ dropout, not a Llama.
 How it works: a tape goes through the Llama on paper (`record`). With the letters of `tape`, one
 layer of transformers' Llama trained in 16 bits with SDPA keeps, in bytes,
 
-    20·N·h + 4·N·q + 4·N·k + 8·N·f + 4·N·a + 8·N        (queries as wide as the hidden vector:
-    24·N·h + 4·N·k + …)
+    20·N·h + 4·N·q + 4·N·k + 8·N·f + 4·N·a + 8·N
+    (24·N·h + 4·N·k + … where queries are as wide as the hidden vector)
 
 `kept(setup)` gives this sum for any setup, with a formula. The same tape, read backward, gives the
 peak (`step_peak`).

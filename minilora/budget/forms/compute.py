@@ -9,9 +9,11 @@ of P weights costs
     forward                    2·P·T
     backward                   2·P·T for ∂L/∂x, and 2·P·T more for ∂L/∂W where W trains
     adapter of rank r          2·r·(in + out)·T forward, and for its A, B and h = x Aᵀ twice that
-    backward attention                  4·T·S·q forward (scores and sums, the hidden half included),
-    8·T·S·q backward checkpointing              each layer's forward once more, up to the last
-    product that backward needs
+                               backward
+    attention                  4·T·S·q forward (scores and sums, the hidden half included),
+                               8·T·S·q backward
+    checkpointing              each layer's forward once more, up to the last product that backward
+                               needs
 
 The first layer's input of an adapted model needs no gradient, so ∂L/∂x is not computed there. Time
 is a bound: operations by the card's rate, or bytes by its bandwidth, whichever is longer, divided

@@ -3,7 +3,7 @@
 How it works: each function follows the forward pass of our Llama or of transformers', as the setup
 says, and names what its operations keep.
 What it leaves out: families other than Llama; dropout; padded batches.
-Where numerics differ: nowhere; the sums are equal to the storages that `saved_tensors_hooks` sees.
+Where numerics differ: the sums are equal to the storages that `saved_tensors_hooks` sees.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _detour(t: Tape, x: Value, y: Value, each: Linear, rows: str, sides: tuple[s
 
     7B over 4 bits, rank 8 on queries and values, B = 1, S = 512: 6.34 GiB; `_fused` 5.97. Were both
     given one copy of x in fp32, as by norms that PEFT's prepare_model_for_kbit_training keeps in
-    fp32, one vector N·h in 16 bits more than `_fused` in each layer: 6.09 (tests/parity).
+    fp32, one vector N·h in 16 bits more than `_fused` in each layer: 6.09.
     """
     setup, c, r = t.setup, t.setup.product, t.setup.rank
     inner = c if setup.autocast else 4

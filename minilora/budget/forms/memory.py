@@ -7,9 +7,10 @@ How it works: sums over the model's tensors. For a matrix of n numbers in b bits
 
     indices                 ⌈n·b/8⌉ bytes
     scales                  4·⌈n/64⌉, or with double quantization ⌈n/64⌉ + 4·⌈⌈n/64⌉/256⌉ + 4 (their
-    mean) int8 rows               n + 4·rows + 1 (LLM.int8())
-    AdamW                   two averages of the parameter's type; in 8 bits 2·n + 2·4·⌈n/256⌉ for n
-    ≥ 4096, else 8·n
+                            mean)
+    int8 rows               n + 4·rows + 1 (LLM.int8())
+    AdamW                   two averages of the parameter's type; in 8 bits 2·n + 2·4·⌈n/256⌉ for
+                            n ≥ 4096, else 8·n
 
 Each function gives a `Part`: the bytes, and the formula as text with the numbers filled in.
 What it leaves out: what depends on the batch (`activations`) and on the moment (`step_peak`).

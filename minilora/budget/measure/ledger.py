@@ -2,7 +2,7 @@
 
 What it replaces: `torch.cuda.max_memory_allocated()` after a trial run on a rented GPU, and
 guessing.
-How it works: the step of `rehearsal` runs under FakeTensorMode: tensors have shapes, types and
+How it works: the step of `fake_run` runs under FakeTensorMode: tensors have shapes, types and
 storages, but no memory. A `TorchDispatchMode` sees the result of every operation. The first time it
 meets a storage it books its bytes; a weak reference books them back when the storage is freed,
 which Python and autograd do at the same moments as in a real run. So the ledger knows every

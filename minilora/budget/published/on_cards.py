@@ -6,7 +6,6 @@ How it works: `read` takes the files `gpu-*.json` of a folder whose device is a 
 shapes are real; runs on a processor and in small are no results. `table` makes a line of each
 contender and each training that is done, and of what did not run, with its reason.
 What it leaves out: judging; the lesson does that, with `trained`.
-Where numerics differ: nowhere; GiB are 2³⁰ bytes, rounded to be read.
 """
 
 from __future__ import annotations

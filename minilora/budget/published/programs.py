@@ -12,24 +12,25 @@ LitGPT (Lightning-AI/litgpt: finetune/lora.py, generate/base.py, lit_gpt/lora.py
 lit_gpt/rmsnorm.py, October 2023 to March 2024; bitsandbytes 0.41.1: autograd/_functions.py,
 nn/modules.py):
   · the longest row is forced into the first step, when AdamW has no averages yet; everything is
-  bf16, the adapter, too · every `torch.nn.Linear` is quantized, the head as well; `Params4bit.cuda`
-  quantizes from fp16, so each decoding is in fp16 and then
-    cast to bf16: two copies; `MatMul4Bit` keeps its input (`ctx.tensors = (A, B)`), which for the
-    product after attention is a copy: flash attention's result has the layout of the queries
-    (`empty_like(q)`), heads before tokens
+    bf16, the adapter, too
+  · every `torch.nn.Linear` is quantized, the head as well; `Params4bit.cuda` quantizes from fp16,
+    so each decoding is in fp16 and then cast to bf16: two copies; `MatMul4Bit` keeps its input
+    (`ctx.tensors = (A, B)`), which for the product after attention is a copy: flash attention's
+    result has the layout of the queries (`empty_like(q)`), heads before tokens
   · queries, keys and values are one matrix, and its result lives while one of them does; the
-  adapter's result is padded by `index_copy`,
-    whose backward keeps its source; dropout keeps x and a mask of one byte; RMSNorm keeps x in fp32
+    adapter's result is padded by `index_copy`, whose backward keeps its source; dropout keeps x
+    and a mask of one byte; RMSNorm keeps x in fp32
   · the head works in chunks of 128 tokens, but all 16-bit logits stay, and their log-softmax with
-  them
+    them
 torchtune (pytorch/torchtune 0.3.1: recipes/*_single_device.py and their configs,
 modules/transformer.py, modules/attention.py, modules/loss/ce_chunked_output_loss.py; issue 2168,
 pull requests 1390 and 1443):
   · adapters and averages are bf16; rotary tables in fp32 for all 131,072 positions; keys and values
-  are written out for each query head · the logits of 8 chunks stay in 16 bits; the compiled loss
-  keeps no fp32 copy, and makes the gradient of one chunk beside them · with the step inside the
-  backward pass only the head's gradient stands when it is worst: the sum of the chunks so far, and
-  the next
+    are written out for each query head
+  · the logits of 8 chunks stay in 16 bits; the compiled loss keeps no fp32 copy, and makes the
+    gradient of one chunk beside them
+  · with the step inside the backward pass only the head's gradient stands when it is worst: the
+    sum of the chunks so far, and the next
 LLaMA-Factory (hiyouga/LLaMA-Factory, April 2024, src/llmtuner; transformers 4.39, peft 0.10,
 bitsandbytes 0.43): the peak is ours; what the card shows beside it are blocks that the caching
 allocator holds and cannot use. The copy of the logits that transformers before 4.46 asked for
@@ -37,7 +38,7 @@ allocator holds and cannot use. The copy of the logits that transformers before 
 
 What it leaves out: rounding by the allocator, and what kernels take inside.
 Where numerics differ: LitGPT's sums are within 0.3 % of its step at 7B and 13B, rehearsed on
-tensors without memory (tests/parity has a smaller one).
+tensors without memory (tests/budget/test_programs.py has a smaller one).
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ What it replaces: reading torch's source to find out whether one has understood 
 How it works: see `course.exercises`. No wrong answer can hide: values are used more than once,
 the last batch is short, points are not shuffled in their order, the second derivative is not
 diagonal, Adam's averages have a history.
-What it leaves out: whole engines; `minilora.autograd` and `minilora.optim` are the finished code.
+What it leaves out: whole engines; `minilora.autograd` and `minilora.train.optim` are the finished
+code.
 Where numerics differ: nowhere; any order of addition is right within the tolerance.
 """
 

@@ -5,7 +5,7 @@ What it replaces: a drawing of LLM.int8() in which nothing is computed.
 How it works: one held-out document runs once through the shipped base; the input x (48, 256) of a
 query projection and its weight are kept. Six columns of x are multiplied by a factor and the same
 columns of the weight divided by it, so that the product is the same and the outliers are there. A
-move asks `minilora.int8` for the columns at this threshold; the curves show the error of the
+move asks `minilora.qlora.int8` for the columns at this threshold; the curves show the error of the
 product at all thresholds, as it is and as it would be if the weights of the columns apart were not
 in int8 as well (they are in bitsandbytes; in the paper they are fp16).
 What it leaves out: the other layers; the lesson tabulates the loss of the whole model.
