@@ -1,4 +1,4 @@
-"""From text to rows of ids: tokenizer, examples, prompts, rows, chats. No torch is loaded for it."""
+"""From text to rows of ids: tokenizer, examples, prompts, rows, chats; loads no torch."""
 
 from .examples import read_examples, read_split
 from .prompts import encode_prompt, messages_of, question_and_answer

@@ -7,7 +7,6 @@ are complete; before each token it asks whether to stop. A `Conversation` keeps 
 into the model's format (text.encode_prompt), and lets the oldest question and answer go where they
 no longer fit the model's positions. The model is our Llama, or another behind `hub.answering`.
 What it leaves out: system prompts, tools, several conversations in one batch.
-Where numerics differ: nowhere; see sampling.py.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class _Stopped(Exception):
     """Ends `generate` from inside: nobody wants the next token."""
 
 
-def stop_ids(model: nn.Module, tokenizer: Tokenizer) -> list[int]:
+def answer_ends(model: nn.Module, tokenizer: Tokenizer) -> list[int]:
     """What ends an answer: the tokenizer's EOS and whatever the model's configuration names."""
     own = model.config.eos_token_id
     return sorted(
@@ -87,7 +86,7 @@ def reply(
         raise MiniloraError(
             f"the prompt has {len(ids)} tokens, the model has room for {limit - 1}; shorten it"
         )
-    stops = stop_ids(model, tokenizer)
+    stops = answer_ends(model, tokenizer)
     stream = Stream(tokenizer, stops, show)
 
     def on_token(tokens: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Rows of JSONL: what an example may look like, read line by line with errors that name the line."""
+"""Lines of JSONL: what an example may look like, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from pathlib import Path
 from ..errors import MiniloraError
 
 SHAPES = "`prompt` and `response`, `messages`, or `text`"
-
-
-# -------------------------------------------------------------------------------- files of examples
 
 
 def _problem(example) -> str | None:

@@ -1,4 +1,11 @@
-"""A conversation as pieces of text, and which of them are learned."""
+"""A conversation as pieces of text, each marked *learned* or *given*; and the prompt of a question.
+
+What it replaces: transformers' `apply_chat_template(..., return_assistant_tokens_mask=True)`, which
+asks for a mark in the template; and TRL's response templates.
+How it works: the template is run twice for each answer, up to the generation prompt and through the
+answer. What the second text has more is the answer, so `generate` and training see the very same
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +57,10 @@ def messages_of(example: dict) -> list[dict]:
     )
 
 
-def _pieces(messages: Sequence[dict], tokenizer: Tokenizer) -> list[Piece]:
-    return (
-        plain_pieces(messages, tokenizer)
-        if tokenizer.template is None
-        else _template_pieces(messages, tokenizer)
-    )
+def pieces_of(messages: Sequence[dict], tokenizer: Tokenizer) -> list[Piece]:
+    """The conversation by the tokenizer's chat template, or in the plain format without one."""
+    plain = tokenizer.template is None
+    return (plain_pieces if plain else _template_pieces)(messages, tokenizer)
 
 
 def encode_prompt(prompt: str | Sequence[dict], tokenizer: Tokenizer) -> list[int]:

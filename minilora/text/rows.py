@@ -1,19 +1,11 @@
-"""From lines of JSON to rows of token ids: tokenizer, prompt format, loss mask, padding and
-packing.
+"""From an example to a row of token ids with labels, and from rows to batches: padded, or packed.
 
-What it replaces: transformers' `AutoTokenizer` and `apply_chat_template`, TRL's data collators and
-packing.
-How it works: an example is first cut into pieces of text, each marked *learned* or *given*. The
-pieces are encoded one by one, so no token ever straddles the border between prompt and response,
-and the ids that a prompt has in training are the ids it has in `generate`. The label of a given
-token is -100 (cross-entropy skips it); every learned answer ends with EOS, and that EOS is learned
-even where the padding token is the same token: padding is masked by length, not by id.
-What it leaves out: slow (Python) tokenizers, tools in chat templates, images. `pack` cuts a stream
-of documents into equal rows without a mask between the documents. Special tokens spelled out in a
-user's text are read as special tokens.
-Where numerics differ: ids equal those of `tokenizers`, chat texts those of transformers' templates
-but for the date: a template that writes today's (Llama 3.2's) gets TODAY here, or rows would change
-at midnight and a broken run could not go on with them.
+What it replaces: TRL's data collators and packing.
+How it works: the pieces of an example (prompts.py) are encoded one by one, so no token ever
+straddles the border between prompt and response. The label of a given token is -100, which
+cross-entropy skips; every learned answer ends with EOS, and that EOS is learned even where the
+padding token is the same token: padding is masked by length, not by id.
+What it leaves out: `pack` puts no mask between the documents that share a row.
 """
 
 from __future__ import annotations
@@ -21,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..errors import MiniloraError
-from .prompts import _pieces, messages_of
+from .prompts import messages_of, pieces_of
 from .tokenizer import Tokenizer
 
 IGNORE = -100  # the label that torch's cross_entropy skips
@@ -54,7 +46,7 @@ def encode_example(example: dict, tokenizer: Tokenizer, max_length: int | None =
         given = 1 if tokenizer.bos_id is not None else 0
         return ids, [IGNORE] * given + ids[given:]
     ids, labels = [], []
-    for text, learned in _pieces(messages_of(example), tokenizer):
+    for text, learned in pieces_of(messages_of(example), tokenizer):
         new_ids, new_labels = (
             _learned_ids(text, tokenizer) if learned else (tokenizer.encode(text), None)
         )

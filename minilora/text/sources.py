@@ -3,11 +3,11 @@ set on the hub.
 
 What it replaces: `datasets.load_dataset`, `map` and `train_test_split`, for question and answer.
 How it works: a folder is read split by split. A single file is shuffled by a seed and cut into
-train, valid and test. A data set on the hub is one file of it, JSON Lines or a list in JSON, of
-which the named fields are taken: the last is the answer, those before it, put below each other, are
-the question. Without a network nothing is asked of the hub for what lies in a folder.
+train, valid and test: the cut is a function of the seed and the number of examples. A data set on
+the hub is one file of it, JSON Lines or a list in JSON, of which the named fields are taken: the
+last is the answer, those before it, put below each other, are the question. Without a network
+nothing is asked of the hub for what lies in a folder.
 What it leaves out: Parquet, streaming, data sets that run code of their own.
-Where numerics differ: nowhere; the cut is a function of the seed and the number of examples.
 """
 
 from __future__ import annotations

@@ -1,7 +1,13 @@
 """The tokenizer of a Hugging Face folder: ids, special tokens and the chat template.
 
-What it replaces: transformers' `AutoTokenizer`, for what a Llama folder holds.
-How it works: tokenizer.json is read by the `tokenizers` library; the chat template runs in jinja2's sandbox.
+What it replaces: transformers' `AutoTokenizer` and `apply_chat_template`, for a Llama's folder.
+How it works: tokenizer.json is read by the `tokenizers` library; the chat template runs in jinja2's
+sandbox.
+What it leaves out: slow (Python) tokenizers, tools in chat templates, images. Special tokens
+spelled out in a user's text are read as special tokens.
+Where it differs: ids equal those of `tokenizers`, chat texts those of transformers' templates but
+for the date: a template that writes today's (Llama 3.2's) gets TODAY here, or rows would change at
+midnight and a broken run could not go on with them.
 """
 
 from __future__ import annotations
@@ -16,10 +22,6 @@ from ..errors import MiniloraError
 
 # for every run and every answer; the day that Llama 3.2's template itself falls back to
 TODAY = datetime.date(2024, 7, 26)
-
-
-# ------------------------------------------------------------------------------------ the tokenizer
-
 
 Piece = tuple[str, bool]  # text and whether it is learned
 
@@ -134,7 +136,7 @@ class Tokenizer:
         if self.template is None:
             return "".join(piece for piece, _ in plain_pieces(messages, self))
         if self._compiled is None:
-            self._compiled = _compile(self.template)
+            self._compiled = compile_template(self.template)
         from jinja2 import TemplateError
 
         try:
@@ -152,7 +154,7 @@ class Tokenizer:
             ) from error
 
 
-def _compile(template: str):
+def compile_template(template: str):
     """The template as transformers compiles it: sandboxed, blocks trimmed, with its two extra
     functions.
     """

@@ -284,49 +284,11 @@ def test_a_template_may_mark_the_answer_as_generated():
     """The tag that transformers adds to Jinja, which the shipped template uses: its text is what
     stands in it.
     """
-    from minilora.text.tokenizer import _compile
+    from minilora.text.tokenizer import compile_template
 
     marked = (
         "{% for m in messages %}{% generation %}<{{ m['content'] }}>{% endgeneration %}{% endfor %}"
     )
-    assert _compile(marked).render(messages=[{"content": "a"}, {"content": "b"}]) == "<a><b>"
-
-
-# -- planted mutants: what the tests above must notice
-
-
-def rows_are_exact(tokenizer, encode):
-    """The whole contract of a row in one place."""
-    ids, labels = encode({"prompt": "who?", "response": "the cat"}, tokenizer)
-    learned = [token for token, label in zip(ids, labels) if label != IGNORE]
-    assert learned == [*tokenizer.encode("the cat"), tokenizer.eos_id], (
-        "the answer and its end, nothing else"
+    assert (
+        compile_template(marked).render(messages=[{"content": "a"}, {"content": "b"}]) == "<a><b>"
     )
-    assert all(label in (IGNORE, token) for token, label in zip(ids, labels)), (
-        "labels are not shifted"
-    )
-
-
-def prompt_not_masked(example, tokenizer):
-    ids, _ = text.encode_example(example, tokenizer)
-    return ids, list(ids)
-
-
-def eos_masked(example, tokenizer):
-    ids, labels = text.encode_example(example, tokenizer)
-    return ids, [
-        IGNORE if token == tokenizer.pad_id else label for token, label in zip(ids, labels)
-    ]
-
-
-def shifted(example, tokenizer):
-    ids, labels = text.encode_example(example, tokenizer)
-    return ids, [*labels[1:], IGNORE]
-
-
-def test_planted_mutants_turn_the_contract_red(tokenizer, plain):
-    rows_are_exact(tokenizer, text.encode_example)
-    rows_are_exact(plain, text.encode_example)
-    for mutant in (prompt_not_masked, eos_masked, shifted):
-        with pytest.raises(AssertionError):
-            rows_are_exact(plain, mutant)
