@@ -1,7 +1,7 @@
 """Blocks of numbers in few bits: code books, scales, packing, and the kernels that do it fast.
 
-Read codebooks.py (where the sixteen values come from), then blockwise.py; kernels/ holds the same two
-operations, encode and decode, once for each kind of machine.
+Read codebooks.py (where the sixteen values come from), then kernels/plain.py and blockwise.py;
+kernels/ holds the same operations, encode and decode, once for each kind of machine.
 """
 
 import lazy_loader

@@ -18,8 +18,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import MiniloraError
-from .kernels.cpu import to_fp32
-from .numpy_or_torch import as_given, block_size, flat_raw, nbytes, require_finite, to_numpy, writer
+from .numpy_or_torch import (
+    Array,
+    as_given,
+    block_size,
+    flat_raw,
+    nbytes,
+    require_finite,
+    room,
+    to_fp32,
+    to_numpy,
+    writer,
+)
 from .packing import pack, unpack
 
 CODES = tuple(f"uint{bits}" for bits in range(2, 9))
@@ -31,9 +41,9 @@ class Affine:
     for each block.
     """
 
-    packed: object
-    scale: object
-    zero: object
+    packed: Array
+    scale: Array
+    zero: Array
     bits: int
     block: int
     shape: tuple[int, ...]
@@ -66,9 +76,8 @@ class Affine:
         numbers = (codes - zero) * scale
         if self.by_column:
             numbers = np.ascontiguousarray(numbers.reshape(self.shape[::-1]).T).reshape(-1)
-        flat, store, values = writer(
-            out, self.shape, dtype or self.dtype, like=as_given(np.empty(0), self.packed)
-        )
+        values = room(out, self.shape, dtype or self.dtype, like=self.packed)
+        flat, store = writer(values)
         store(0, self.size, numbers) if store else np.copyto(flat, numbers)
         return values
 

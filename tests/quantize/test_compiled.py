@@ -20,8 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 def fresh(monkeypatch):
     monkeypatch.setattr(cpu, "WHOLE", 0)
     monkeypatch.setattr(compiled, "SMALLEST", 1 << 14)
-    monkeypatch.setattr(compiled, "_passes", {})
-    monkeypatch.setattr(compiled, "_decoded", 0)
+    monkeypatch.setattr(compiled, "state", compiled.State())
     monkeypatch.setenv("MINILORA_COMPILE", "always")
 
 
@@ -51,8 +50,10 @@ def case(blocks, block, code, seed=0):
 def check(given, dtype):
     packed, absmax, book, block = given
     plain, out = np.empty(2 * packed.size, np.float32), torch.empty(2 * packed.size, dtype=dtype)
-    cpu.decode(packed, absmax, book, block, plain)
-    assert compiled.decode(packed, absmax, book, block, out)
+    cpu.decode(packed, absmax, None, book, block, plain)
+    assert compiled.supports(book, block, out)
+    compiled.decode(packed, absmax, None, book, block, out)
+    assert None not in compiled.state.passes.values()
     integers = torch.int32 if dtype == torch.float32 else torch.int16
     assert torch.equal(out.view(integers), torch.from_numpy(plain).to(dtype).view(integers))
 
@@ -72,7 +73,7 @@ def test_the_passes_have_the_bits_of_the_plain_way(uncompiled, dtype, block):
 def test_compiled_they_have_them_too_for_any_number_of_blocks(dtype):
     for blocks, code in ((256, "nf4"), (257, "fp4"), (20011, "int4")):
         check(case(blocks, 64, code, seed=blocks), dtype)
-    assert len(compiled._passes) == 1
+    assert len(compiled.state.passes) == 1
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -81,11 +82,11 @@ def test_a_tensor_with_a_tail_decodes_the_same(uncompiled, monkeypatch, dtype, d
     x = torch.randn(333, 201, generator=torch.Generator().manual_seed(0)).to(dtype)
     q = quantize(x, double=double)
     fast, into = q.dequantize(), q.dequantize(out=torch.empty(x.shape, dtype=dtype))
-    assert list(compiled._passes) == [(64, dtype, torch.get_num_threads())]
+    assert list(compiled.state.passes) == [(64, dtype, torch.get_num_threads())]
     monkeypatch.setenv("MINILORA_COMPILE", "never")  # which a pass that is ready heeds, too
-    monkeypatch.setattr(compiled, "_passes", {key: broken for key in compiled._passes})
+    monkeypatch.setattr(compiled.state, "passes", dict.fromkeys(compiled.state.passes, broken))
     assert torch.equal(q.dequantize(), fast) and torch.equal(fast, into)
-    assert None not in compiled._passes.values()
+    assert None not in compiled.state.passes.values()
 
 
 def decoded(times=1, **more):
@@ -98,10 +99,9 @@ def decoded(times=1, **more):
 def test_the_compiler_is_called_when_it_has_paid(uncompiled, monkeypatch):
     monkeypatch.setattr(compiled, "PAYS_AFTER", 5 * 256 * 64)
     for wanted, after in (("never", None), ("auto", 6), ("always", 1)):
-        compiled._passes.clear()
-        monkeypatch.setattr(compiled, "_decoded", 0)
+        compiled.forget()
         monkeypatch.setenv("MINILORA_COMPILE", wanted)
-        ready = [bool(decoded() is not None and compiled._passes) for _ in range(8)]
+        ready = [bool(decoded() is not None and compiled.state.passes) for _ in range(8)]
         assert ready == [after is not None and call >= after for call in range(1, 9)]
 
 
@@ -114,7 +114,7 @@ def test_what_does_not_suit_is_left_to_the_plain_way(uncompiled):
     for q in (small, eight, whole, odd, quantize(np.ones((256, 64), np.float32))):
         q.dequantize()
     decoded(dtype=torch.float16)
-    assert not compiled._passes
+    assert not compiled.state.passes
 
 
 def broken(*arguments, **options):
@@ -126,7 +126,9 @@ def wrong(packed, table, absmax, out):
 
 
 @pytest.mark.parametrize(
-    "where, name, what", [(torch, "compile", broken), (compiled, "fp32_pass", wrong)]
+    "where, name, what",
+    [(torch, "compile", broken), (compiled, "fp32_pass", wrong)],
+    ids=["no compiler", "a wrong pass"],
 )
 def test_without_a_compiler_or_with_a_wrong_one_the_plain_way_goes_on(
     uncompiled, monkeypatch, where, name, what
@@ -137,13 +139,13 @@ def test_without_a_compiler_or_with_a_wrong_one_the_plain_way_goes_on(
         compiled, "_compile", lambda *a, real=compiled._compile: tries.append(a) or real(*a)
     )
     values = decoded(3)
-    assert len(tries) == 1 and list(compiled._passes.values()) == [None]
+    assert len(tries) == 1 and list(compiled.state.passes.values()) == [None]
     monkeypatch.setenv("MINILORA_COMPILE", "never")
     assert torch.equal(values, decoded())
 
 
 def test_a_pass_that_fails_later_is_given_up(uncompiled, monkeypatch):
     expected = decoded()
-    (key,) = compiled._passes
-    compiled._passes[key] = broken
-    assert torch.equal(decoded(2), expected) and compiled._passes == {key: None}
+    (key,) = compiled.state.passes
+    compiled.state.passes[key] = broken
+    assert torch.equal(decoded(2), expected) and compiled.state.passes == {key: None}

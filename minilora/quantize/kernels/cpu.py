@@ -10,26 +10,42 @@ two indices, so a table of 256 *pairs* of levels, each seen as one 64-bit number
 two fp32 numbers with one look-up; the block's scale is multiplied in afterwards. A small matrix is
 decoded as a whole by three calls into torch: between two products, what Python itself reads has
 left the cache, and each line of it costs more than the numbers do.
-What it leaves out: tensors that are not on the CPU (`devicecodes`); a block larger than a piece no
+What it leaves out: tensors that are not on the CPU (`torch_ops`); a block larger than a piece no
 longer fits the cache.
-Where numerics differ: nowhere; every function equals its plain version in `quantize` bit for bit,
-NaN excepted (`quantize` refuses it).
+Where numerics differ: nowhere; every function equals its plain version in `plain` bit for bit, NaN
+excepted (`quantize` refuses it).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ...system.machine import cores
+from ...system.scratch import Scratch
 from ..codebooks import CodeBook
-from ..numpy_or_torch import is_torch, require_finite, serial_share
+from ..nested import Nested
+from ..numpy_or_torch import (
+    Array,
+    as_given,
+    flat_raw,
+    is_torch,
+    require_finite,
+    serial_share,
+    to_fp32,
+    to_numpy,
+    writer,
+)
 from ..packing import pack, unpack
+from . import plain
+from .plain import decode_scales as decode_scales
+from .plain import encode_scales as encode_scales
 
 PIECE = 65536  # numbers: 256 KB of fp32, about an eighth of a present-day core's second-level cache
 
@@ -39,7 +55,11 @@ WHOLE = 1 << 19  # numbers: up to here a matrix and its indices fit the cache as
 
 FEW_THRESHOLDS = 32  # up to here counting compares beats a binary search
 
-_work = threading.local()
+# bytes that a thread keeps of each of its seven buffers from call to call: what WHOLE numbers take.
+# A long block needs more, for that call alone
+HELD = 4 * WHOLE
+
+_scratch = Scratch(HELD)
 
 
 def threads() -> int:
@@ -50,15 +70,12 @@ def threads() -> int:
     if torch is not None:
         return torch.get_num_threads()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and wanted != "0" else len(os.sched_getaffinity(0))
+    return int(wanted) if wanted.isdigit() and wanted != "0" else cores()
 
 
 def _buffer(name: str, size: int, dtype) -> np.ndarray:
-    """This thread's scratch memory of that name, kept from call to call and grown when needed."""
-    memory = _work.__dict__.get(name)
-    if memory is None or memory.size < size:
-        memory = _work.__dict__[name] = np.empty(size, dtype)
-    return memory[:size]
+    """This thread's scratch memory of that name."""
+    return _scratch.bytes(name, size * np.dtype(dtype).itemsize).view(dtype)
 
 
 def _in_pieces(size: int, piece: int, work: Callable[[int, int], None]) -> None:
@@ -78,22 +95,6 @@ def _in_pieces(size: int, piece: int, work: Callable[[int, int], None]) -> None:
         list(pool.map(share, range(count)))
 
 
-def to_fp32(raw: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """`raw` in fp32: itself if it is, else written to `out`. uint16 stands for bf16, which is
-    fp32's upper half.
-    """
-    if raw.dtype == np.float32:
-        return raw
-    out = out[: raw.size]
-    if raw.dtype == np.uint16:
-        bits = out.view(np.uint32)
-        np.copyto(bits, raw)
-        np.left_shift(bits, 16, out=bits)
-    else:
-        np.copyto(out, raw, casting="same_kind")
-    return out
-
-
 def unit_size(block: int, bits: int) -> int:
     """The fewest whole blocks, in numbers, whose indices fill whole bytes."""
     return block * (8 // math.gcd(8, block * bits))
@@ -105,7 +106,28 @@ def piece_size(block: int, bits: int) -> int:
     return max(1, PIECE // unit) * unit
 
 
-def encode(raw: np.ndarray, book: CodeBook, block: int) -> tuple[np.ndarray, np.ndarray]:
+# ----------------------------------------------------------------------------------------- encoding
+
+
+def encode(x: Array, book: CodeBook, block: int) -> tuple[Array, Array]:
+    """Packed indices and absmax, see `kernels`: whole blocks fast, what is left by the plain
+    version.
+    """
+    raw = flat_raw(x)
+    unit = unit_size(block, book.bits)
+    body = raw.size // unit * unit
+    packed, absmax = _encode_blocks(raw[:body], book, block)
+    if body < raw.size:
+        rest, last = plain.encode(_numbers(raw[body:]), book, block)
+        packed, absmax = np.concatenate([packed, rest]), np.concatenate([absmax, last])
+    return as_given(packed, x), as_given(absmax, x)
+
+
+def _numbers(raw: np.ndarray) -> np.ndarray:
+    return to_fp32(raw, np.empty(raw.size, np.float32))
+
+
+def _encode_blocks(raw: np.ndarray, book: CodeBook, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Packed indices and absmax of a flat array whose size is a multiple of `unit_size`.
 
     raw: fp32, fp16, fp64, or uint16 for bf16.
@@ -132,7 +154,7 @@ def _encode_piece(x: np.ndarray, book: CodeBook, block: int, absmax: np.ndarray)
     np.abs(x, out=scaled)
     np.max(scaled.view(np.int32).reshape(-1, block), axis=1, out=absmax.view(np.int32))
     require_finite(absmax)
-    inverse = np.float32(1) / np.maximum(absmax, np.float32(1e-38))
+    inverse = np.float32(1) / np.maximum(absmax, plain.SMALLEST_SCALE)
     np.multiply(x.reshape(-1, block), inverse[:, None], out=scaled.reshape(-1, block))
     if book.thresholds.size > FEW_THRESHOLDS:
         return book.order[np.searchsorted(book.thresholds, scaled, side="left")]
@@ -154,59 +176,87 @@ def _pack_nibbles(codes: np.ndarray, out: np.ndarray) -> None:
     np.copyto(out, codes[1::2])
 
 
-def decode(
-    packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, out, store=None
-) -> None:
-    """level * absmax into `out` (flat fp32), whose size is a multiple of `unit_size`.
+# ----------------------------------------------------------------------------------------- decoding
 
-    packed: flat bytes of out.size indices. If `store` is given, `out` is only asked for its size,
-    and store(start, stop, values) gets each fp32 piece to convert it.
+
+def decode(
+    packed: Array, absmax: Array, nested: Nested | None, book: CodeBook, block: int, out: Array
+) -> None:
+    """level * absmax into `out`, see `kernels`: whole blocks fast, what is left by the plain
+    version.
     """
-    bits = book.bits
+    stored, scales = to_numpy(packed).reshape(-1), plain.host_scales(absmax, nested)
+    flat, size = out.detach().view(-1) if is_torch(out) else out.reshape(-1), math.prod(out.shape)
+    unit = unit_size(block, book.bits)
+    body = size // unit * unit
+    if body:
+        whole = flat if body == size else flat[:body]
+        by = _decode_whole if _is_small(book, block, whole) else _decode_in_pieces
+        by(stored[: body * book.bits // 8], scales[: body // block], book, block, whole)
+    if body < size:
+        rest = stored[body * book.bits // 8 :], scales[body // block :]
+        plain.decode(*rest, None, book, block, flat[body:])
+
+
+def _decode_in_pieces(
+    stored: np.ndarray, scales: np.ndarray, book: CodeBook, block: int, out: Array
+) -> None:
+    """`decode` of whole blocks, piece by piece. stored, scales, out: flat."""
+    bits, (flat, store) = book.bits, writer(out)
+    part = _part_of(block)
+    if part < block:
+        scales, block = np.repeat(scales, block // part), part
 
     def work(start: int, stop: int) -> None:
-        values = _buffer("values", stop - start, np.float32) if store else out[start:stop]
-        stored = packed[start * bits // 8 : stop * bits // 8]
+        values = _buffer("values", stop - start, np.float32) if store else flat[start:stop]
+        piece = stored[start * bits // 8 : stop * bits // 8]
         if bits == 4:
             # or `take` would make, and drop, one of its own for each piece
-            index = _buffer("index", stored.size, np.intp)
-            np.copyto(index, stored)
+            index = _buffer("index", piece.size, np.intp)
+            np.copyto(index, piece)
             np.take(book.pairs, index, out=values.view(np.float64), mode="clip")
         else:
-            np.take(book.levels, unpack(stored, bits, stop - start), out=values, mode="clip")
-        _multiply_blocks(values.reshape(-1, block), absmax[start // block : stop // block, None])
+            np.take(book.levels, unpack(piece, bits, stop - start), out=values, mode="clip")
+        _multiply_blocks(values.reshape(-1, block), scales[start // block : stop // block, None])
         if store:
             store(start, stop, values)
 
-    _in_pieces(out.size, piece_size(block, bits), work)
+    _in_pieces(flat.size, piece_size(block, bits), work)
 
 
-def decode_whole(
-    packed: np.ndarray, absmax: Callable[[], np.ndarray], book: CodeBook, block: int, out
-) -> bool:
-    """`decode` for a small torch tensor `out` (flat, of whole blocks) in one piece; False, and
-    nothing done, for any other.
-
-    absmax: called for the scales if they are needed.
+@functools.lru_cache(maxsize=64)
+def _part_of(block: int) -> int:
+    """The longest equal part of a block that fits a piece; the block itself if it fits, or has no
+    such part.
     """
-    if (
-        book.bits != 4
-        or block % 2
-        or not is_torch(out)
-        or out.numel() > WHOLE
-        or out.storage_offset() % 2
-    ):
-        return False
+    parts = (block // n for n in range(-(-block // PIECE), block // 4096 + 1) if block % n == 0)
+    return block if block <= PIECE else next(parts, block)
+
+
+def _is_small(book: CodeBook, block: int, out: Array) -> bool:
+    """Whether `_decode_whole` can do it, and pays."""
+    return (
+        book.bits == 4
+        and block % 2 == 0
+        and is_torch(out)
+        and out.numel() <= WHOLE
+        and out.storage_offset() % 2 == 0
+    )
+
+
+def _decode_whole(
+    stored: np.ndarray, scales: np.ndarray, book: CodeBook, block: int, out: Array
+) -> None:
+    """`decode` of whole blocks into a small torch tensor, in one piece."""
     torch = sys.modules["torch"]
-    index = torch.from_numpy(_buffer("index32", packed.size, np.int32))
-    index.copy_(torch.from_numpy(packed))
+    index = torch.from_numpy(_buffer("index32", stored.size, np.int32))
+    index.copy_(torch.from_numpy(stored))
     single = out.dtype == torch.float32
     values = out if single else torch.from_numpy(_buffer("values", out.numel(), np.float32))
     torch.index_select(torch.from_numpy(book.pairs), 0, index, out=values.view(torch.float64))
-    values.view(-1, block).mul_(torch.from_numpy(absmax())[:, None])
+    values.view(-1, block).mul_(torch.from_numpy(scales)[:, None])
     if not single:
         out.copy_(values)
-    return True
 
 
 def _multiply_blocks(blocks: np.ndarray, scales: np.ndarray) -> None:

@@ -3,7 +3,7 @@ ones without memory.
 
 What it replaces: the CUDA kernels of bitsandbytes, at more memory traffic and without compiling
 anything.
-How it works: the formulas of `quantize`'s plain version, word for word: a bucket search against the
+How it works: the formulas of the plain version, word for word: a bucket search against the
 thresholds, and an index into the table of pairs of levels. Nothing but a block's mean leaves the
 device. Long tensors pass in pieces, so that the fp32 temporaries stay small beside a layer; the
 tables are put on a device once, since every copy from the host makes it wait.
@@ -22,8 +22,12 @@ import numpy as np
 import torch
 
 from ..codebooks import CodeBook
-from ..numpy_or_torch import require_finite
+from ..nested import NESTED_BLOCK, Nested, mean, nearest_of_65536
+from ..numpy_or_torch import require_finite, require_floating
 from ..packing import pack
+from .plain import SMALLEST_SCALE
+
+SMALLEST = float(SMALLEST_SCALE)
 
 # numbers at a time; each takes about 6 bytes of temporaries when it is decoded, 14 when it is
 # encoded
@@ -53,6 +57,7 @@ def _kept(raw: bytes, dtype: str, device: torch.device) -> torch.Tensor:
 
 def encode(x: torch.Tensor, book: CodeBook, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Packed indices (bytes,) and the absmax of each block, on the device of x."""
+    require_floating(x)
     flat = x.detach().reshape(-1)
     codes = torch.empty(flat.numel(), dtype=torch.uint8, device=x.device)
     absmax = torch.empty(-(-flat.numel() // block), device=x.device)
@@ -73,10 +78,10 @@ def _scale(flat: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     full = flat.numel() // block * block
     blocks = flat[:full].view(-1, block)
     absmax = blocks.abs().amax(1) if full else flat.new_empty(0)
-    scaled = (blocks * (1 / absmax.clamp(min=1e-38))[:, None]).view(-1)
+    scaled = (blocks * (1 / absmax.clamp(min=SMALLEST))[:, None]).view(-1)
     if full == flat.numel():
         return scaled, absmax
-    last = flat[full:].abs().amax().clamp(min=1e-38)
+    last = flat[full:].abs().amax().clamp(min=SMALLEST)
     return torch.cat([scaled, flat[full:] / last]), torch.cat([absmax, last[None]])
 
 
@@ -91,73 +96,68 @@ def _pack(codes: torch.Tensor, bits: int, filler: int) -> torch.Tensor:
     return torch.from_numpy(pack(codes.cpu().numpy(), bits, filler=filler)).to(codes.device)
 
 
-def encode_dynamic(
-    x: torch.Tensor, nearest: np.ndarray, block: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize.encode_dynamic` of flat fp32 x on its device: 8-bit codes and the absmax of each
-    block. nearest: the code of each bin.
+def encode_scales(absmax: torch.Tensor) -> tuple[torch.Tensor, Nested]:
+    """`nested.nest` where the scales are: of 65 billion weights a billion scales come, which a host
+    would take minutes for.
     """
-    padded = torch.cat([x, x.new_zeros(-x.numel() % block)]).view(-1, block)
-    absmax = padded.abs().amax(1)
-    full = absmax > 0
-    scaled = padded * (1 / absmax.where(full, torch.ones_like(absmax)))[:, None]
+    offset = mean(absmax.cpu().numpy())
+    x = absmax - float(offset)
+    padded = torch.cat([x, x.new_zeros(-x.numel() % NESTED_BLOCK)]).view(-1, NESTED_BLOCK)
+    outer = padded.abs().amax(1)
+    full = outer > 0
+    scaled = padded * (1 / outer.where(full, torch.ones_like(outer)))[:, None]
     bins = ((scaled + 1) * 32767.5 + 0.5).clamp(0, 65535).int()
-    codes = constant(nearest, x).index_select(0, bins.view(-1)).view_as(padded) * full[:, None]
-    return codes.view(-1)[: x.numel()].contiguous(), absmax
+    table = constant(nearest_of_65536(), x)
+    codes = table.index_select(0, bins.view(-1)).view_as(padded) * full[:, None]
+    return codes.view(-1)[: x.numel()].contiguous(), Nested(outer, float(offset))
 
 
 # ----------------------------------------------------------------------------------------- decoding
 
 
-def scales(q) -> torch.Tensor:
+def decode_scales(absmax: torch.Tensor, nested: Nested | None) -> torch.Tensor:
     """The absmax of each block in fp32."""
-    if q.nested is None:
-        return q.absmax
-    spread = constant(q.nested.levels, q.absmax).index_select(0, q.absmax.int())
-    outer = q.nested.absmax.repeat_interleave(q.nested.block)[: spread.numel()]
-    return spread.mul_(outer).add_(q.nested.offset)
+    if nested is None:
+        return absmax
+    spread = constant(nested.levels, absmax).index_select(0, absmax.int())
+    outer = nested.absmax.repeat_interleave(nested.block)[: spread.numel()]
+    return spread.mul_(outer).add_(nested.offset)
 
 
-def dequantize(
-    q, dtype: torch.dtype | None = None, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """What `Quantized.dequantize` promises, on the device of its tensors."""
-    shape, spread = q.shape[::-1] if q.by_column else q.shape, scales(q)
-    straight = out is not None and not q.by_column and out.is_contiguous()
-    values = (
-        out
-        if straight
-        else torch.empty(
-            shape, dtype=dtype or q.dtype if out is None else out.dtype, device=q.packed.device
-        )
-    )
+def decode(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    nested: Nested | None,
+    book: CodeBook,
+    block: int,
+    out: torch.Tensor,
+) -> None:
+    """level * absmax into `out`, see `kernels`."""
+    stored, scales = packed.reshape(-1), decode_scales(absmax, nested)
     # pieces of whole blocks and whole bytes
-    flat, unit = values.detach().view(-1), math.lcm(q.block, 2)
-    step = max(1, PIECE // unit) * unit if q.book.bits in (4, 8) else max(q.size, 1)
-    for start in range(0, q.size, step):
-        stop = min(start + step, q.size)
-        numbers = _levels(q, start, stop)
-        part = spread[start // q.block : -(-stop // q.block)]
-        if numbers.numel() % q.block == 0:
-            numbers.view(-1, q.block).mul_(part[:, None])
+    flat, size, unit = out.detach().view(-1), out.numel(), math.lcm(block, 2)
+    step = max(1, PIECE // unit) * unit if book.bits in (4, 8) else max(size, 1)
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        numbers = _levels(stored, book, start, stop)
+        part = scales[start // block : -(-stop // block)]
+        if numbers.numel() % block == 0:
+            numbers.view(-1, block).mul_(part[:, None])
         else:
-            numbers.mul_(part.repeat_interleave(q.block)[: numbers.numel()])
+            numbers.mul_(part.repeat_interleave(block)[: numbers.numel()])
         flat[start:stop].copy_(numbers)
-    if straight:
-        return out
-    values = values.T if q.by_column else values
-    return values if out is None else out.copy_(values)
 
 
-def _levels(q, start: int, stop: int) -> torch.Tensor:
-    """The levels of numbers start … stop-1, in fp32 memory of their own."""
-    packed, book = q.packed.reshape(-1), q.book
+def _levels(packed: torch.Tensor, book: CodeBook, start: int, stop: int) -> torch.Tensor:
+    """The levels of numbers start … stop-1, in fp32 memory of their own. Of other widths than 4 and
+    8 bits all at once, from 0.
+    """
     if book.bits == 4:
         table = constant(book.pairs.view(np.float32).reshape(256, 2), packed).view(256, 2)
         return table.index_select(0, packed[start // 2 : -(-stop // 2)].int()).view(-1)[
             : stop - start
         ]
-    codes = packed[start:stop].int() if book.bits == 8 else _unpack(packed, book.bits, q.size)
+    codes = packed[start:stop].int() if book.bits == 8 else _unpack(packed, book.bits, stop)
     return constant(book.levels, packed).index_select(0, codes)
 
 
