@@ -52,14 +52,21 @@ def is_linear(module: nn.Module) -> bool:
     )
 
 
+def is_head(model: nn.Module, path: str, module: nn.Module) -> bool:
+    """Whether `module`, which stands at `path`, is the output head: by the name that heads have, or
+    because the model says so.
+    """
+    said = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    said = said.original if isinstance(said, Adapted) else said
+    return module is said or path.rpartition(".")[2] in HEADS
+
+
 def linear_paths(model: nn.Module) -> list[str]:
     """Every linear layer but the output head."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    head = head.original if isinstance(head, Adapted) else head
     return [
         path
         for path, module in original_modules(model).items()
-        if is_linear(module) and module is not head and path.rpartition(".")[2] not in HEADS
+        if is_linear(module) and not is_head(model, path, module)
     ]
 
 

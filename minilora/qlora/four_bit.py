@@ -17,39 +17,38 @@ matrix product, so the last bit may differ from the plain version's.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import MiniloraError
 from ..lora.fused import frozen_linear, fused_lora
 from ..quantize import bnb_format
 from ..quantize.blockwise import Quantized, quantize
 from ..system.precision import autocast_dtype
 from ..system.scratch import Scratch
+from .replace import replace_linears
 
-# bytes; larger blocks the C library often returns to the system, and touching their pages anew
-# costs a third of decoding
-HELD_FROM = 1 << 22
-HELD_MOST = 1 << 28  # bytes; a larger W is decoded into new memory each time
+# Bytes of a decoded weight that is kept between layers. Smaller blocks the C library reuses by
+# itself; larger ones it often returns to the system, and touching their pages anew costs a third of
+# decoding.
+HELD_FROM, HELD_TO = 1 << 22, 1 << 30
 
-_scratch = Scratch(HELD_MOST, lambda size: torch.empty(size, dtype=torch.uint8))
+_scratch = Scratch(HELD_TO, lambda size: torch.empty(size, dtype=torch.uint8))
 
 
 def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """One piece of memory for each thread, as large as the largest layer, in which every W is
-    decoded. It goes with the last layer.
+    """Memory in which a W is decoded: one piece for each thread, as large as its largest layer, and
+    no longer there than 4-bit layers are.
 
     Only where the allocator would not reuse it by itself: a GPU's does (and streams may overlap
-    there), and so does the C library for what is small, so that nothing needs to be held between
-    layers.
+    there), and so does the C library for what is small.
     """
-    size = shape[0] * shape[1]
-    if device.type != "cpu" or size * dtype.itemsize < HELD_FROM:
+    size = shape[0] * shape[1] * dtype.itemsize
+    if device.type != "cpu" or size < HELD_FROM:
         return torch.empty(shape, dtype=dtype, device=device)
-    return _scratch.bytes("W", size * dtype.itemsize).view(dtype).view(shape)
+    return _scratch.bytes("W", size).view(dtype).view(shape)
 
 
 class QLinear(nn.Module):
@@ -85,8 +84,10 @@ class QLinear(nn.Module):
         """The weight as `quantize` returned it, on the device where the layer is now."""
         q = self._form
         if q.packed is not self.weight or q.absmax is not self.absmax:  # moved or loaded since
-            nested = q.nested and replace(q.nested, absmax=self.nested_absmax)
-            q = self._form = replace(q, packed=self.weight, absmax=self.absmax, nested=nested)
+            nested = q.nested and dataclasses.replace(q.nested, absmax=self.nested_absmax)
+            q = self._form = dataclasses.replace(
+                q, packed=self.weight, absmax=self.absmax, nested=nested
+            )
         return q
 
     def __setstate__(self, state: dict) -> None:  # of a copy, or from a pickle
@@ -188,23 +189,7 @@ def quantize_model(model: nn.Module, code="nf4", double: bool = True, block: int
 
     Embeddings and the output head stay as they are, and every parameter that is left is frozen.
     Raises MiniloraError if there is no linear layer, adapters are on the model already, or for what
-    `quantize` refuses.
+    `quantize` refuses; the model is then as it was.
     """
-    if any("lora_" in name for name, _ in model.named_parameters()):
-        raise MiniloraError(
-            "adapters are on the model already; call quantize_model first, then add_lora"
-        )
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear and name != "lm_head" and child is not head
-    ]
-    if not found:
-        raise MiniloraError(
-            "the model has no linear layer to quantize (embeddings and lm_head are left alone)"
-        )
-    for parent, name, child in found:
-        setattr(parent, name, QLinear.from_linear(child, code, block, double))
+    replace_linears(model, lambda linear, path: QLinear.from_linear(linear, code, block, double))
     return model.requires_grad_(False)

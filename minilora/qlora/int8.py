@@ -29,7 +29,7 @@ through fp16 as there. (But
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,10 +37,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import MiniloraError
+from .replace import replace_linears
 
 THRESHOLD = 6.0
-
-HEADS = ("lm_head", "embed_out")
 
 UNIT = 1 / 127**2  # what one step of the integer product is worth, per unit of both row maxima
 
@@ -275,43 +274,19 @@ class Int8Linear(nn.Module):
 
 
 def quantize_model_int8(
-    model: nn.Module, threshold: float = THRESHOLD, skip: tuple[str, ...] = HEADS
+    model: nn.Module, threshold: float = THRESHOLD, skip: Sequence[str] = ()
 ) -> nn.Module:
     """Put an Int8Linear in place of every nn.Linear but the output head and names in `skip`; works
     in place, returns model.
 
     Embeddings and norms stay as they are. Quantize first, then `lora.add_lora`. Raises
-    MiniloraError for a model that has adapters already or no nn.Linear left.
+    MiniloraError for a model that has adapters already, no nn.Linear left, or a weight that fp16
+    cannot hold; the model is then as it was.
     """
     check_threshold(threshold)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    adapted = next((path for path, module in modules.items() if hasattr(module, "lora_A")), None)
-    if adapted is not None:
-        raise MiniloraError(
-            f"{adapted} has an adapter already; quantize the model first, then add the adapter"
-        )
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    paths = [
-        path
-        for path, module in modules.items()
-        if path
-        and type(module) is nn.Linear
-        and module is not head
-        and path.rpartition(".")[2] not in skip
-    ]
-    if not paths:
-        raise MiniloraError(
-            f"{type(model).__name__} has no nn.Linear to quantize to int8; is it quantized already?"
-        )
-    for path in paths:  # all of them before the first is replaced: an error leaves the model whole
-        check_weight(modules[path].weight, path)
-    made: dict[nn.Module, Int8Linear] = {}  # a layer shared by two names stays shared
-    for path in paths:
-        linear, (parent, _, name) = modules[path], path.rpartition(".")
-        if linear not in made:
-            made[linear] = Int8Linear.from_linear(linear, threshold, path)
-        setattr(modules[parent], name, made[linear])
-    return model
+    return replace_linears(
+        model, lambda linear, path: Int8Linear.from_linear(linear, threshold, path), skip
+    )
 
 
 # ---- seeing outliers

@@ -3,6 +3,7 @@ Llama and transformers'.
 """
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 from minilora import lora
 from minilora.errors import MiniloraError
 from minilora.llama import Config, Llama
-from minilora.qlora import QLinear, lora_forward_plain, quantize_model
+from minilora.qlora import QLinear, four_bit, lora_forward_plain, quantize_model
 from minilora.qlora.checkpoint import load_quantized, save_quantized
 from minilora.quantize import bnb_format, quantize
+from minilora.system.scratch import Scratch
 
 pytestmark = pytest.mark.parity  # beside the library that people use
 
@@ -195,6 +197,25 @@ def test_train_eval_train_keeps_every_gradient():
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
+def test_one_buffer_serves_all_layers_and_goes_with_them(monkeypatch):
+    """Large layers are decoded into one piece of memory; here every layer counts as large."""
+    model, ids = with_adapter(quantize_model(tiny())), torch.randint(0, 61, (3, 9))
+    wanted = gradients(model, ids)
+    del model
+    scratch = Scratch(four_bit.HELD_TO, four_bit._scratch.make)
+    monkeypatch.setattr(four_bit, "HELD_FROM", 0)
+    monkeypatch.setattr(four_bit, "_scratch", scratch)
+    model = with_adapter(quantize_model(tiny()))
+    with torch.inference_mode():
+        model(ids)
+    found = gradients(model, ids)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert scratch.held() == 4 * 48 * 96  # the largest layer in fp32, once
+    del model
+    gc.collect()
+    assert scratch.held() == 0
+
+
 def test_gradient_checkpointing_changes_no_bit():
     model, ids = with_adapter(quantize_model(tiny())).train(), torch.randint(0, 61, (3, 9))
     before = gradients(model, ids)
@@ -227,7 +248,7 @@ def test_scales_stay_fp32_and_copies_are_whole():
 def test_what_cannot_be_quantized_is_named():
     with pytest.raises(MiniloraError, match="no linear layer"):
         quantize_model(nn.Sequential(nn.LayerNorm(3)))
-    with pytest.raises(MiniloraError, match="quantize_model first"):
+    with pytest.raises(MiniloraError, match="quantize the model first"):
         quantize_model(with_adapter(tiny()))
     with pytest.raises(MiniloraError, match="unknown code"):
         quantize_model(tiny(), code="nf3")
