@@ -163,19 +163,13 @@ class Run:
 
         from minilora import qlora
         from minilora.recipes import finetune, load
+        from minilora.recipes.settings import Settings
         from minilora.text import Tokenizer
         from minilora.train import Batches, parameter_groups
 
         data = str(machine.ROOT / "data" / "tasks" / task)
-        settings = {
-            **finetune.DEFAULTS,
-            **METHOD,
-            "data": data,
-            "backend": backend,
-            "device": device,
-            "lr": finetune.LEARNING_RATE["qlora"],
-        }
-        self.config, folder = finetune.train_config(settings), qlora.resolve("tiny")
+        settings = Settings(**METHOD, data=data, backend=backend, device=device)
+        self.config, folder = settings.train_config(), qlora.resolve("tiny")
         rows, _ = finetune.read_rows(
             settings, Tokenizer.from_pretrained(folder), load.positions(folder)
         )

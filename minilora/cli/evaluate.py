@@ -1,29 +1,56 @@
 """`minilora evaluate`: greedy answers to the questions of a split, scored by equality.
 
-What it replaces: a loop around `generate`. How it works: see scoring.exact_match; the one line with
-the score goes to standard output. What it leaves out: other scores. Where numerics differ: nowhere.
+What it replaces: a loop around `generate`. How it works: see train/scoring.py; the one line with
+the score goes to standard output. What it leaves out: other scores.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 
-from ..cli import options
 from ..errors import MiniloraError
 from ..recipes import load
+from . import options
+
+EXAMPLE = """example:
+  minilora evaluate --adapter runs/extract --data extract --limit 50"""
 
 
 def add_arguments(parser) -> None:
+    parser.usage, parser.epilog = "minilora evaluate --data DATA [options]", EXAMPLE
     options.add_model_arguments(parser)
-    parser.add_argument("--data", required=True, help="a data folder, or a .jsonl file")
-    parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
-    parser.add_argument("--limit", type=int, help="score the first N examples only")
-    parser.add_argument("--batch", type=int, default=32, help="questions answered at once")
-    parser.add_argument(
+    add = parser.add_argument_group("the questions").add_argument
+    add(
+        "--data",
+        required=True,
+        help="a data folder, a .jsonl file, or a shipped task: extract, mood, style, sums "
+        "(default: none: it is needed)",
+    )
+    add(
+        "--split",
+        default="test",
+        choices=["train", "valid", "test"],
+        help="which file of the folder (default: test)",
+    )
+    add("--limit", type=int, metavar="N", help="score the first N examples only (default: all)")
+    add(
+        "--batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="questions answered at once (default: 32)",
+    )
+    add(
         "--out",
         metavar="FILE.jsonl",
-        help="write prompt, expected answer, answer and hit, one line each",
+        help="write prompt, expected answer, answer and hit, one line each (default: no)",
     )
+
+
+def note(line: str) -> None:
+    """To standard error: standard output is the score's."""
+    print(f"minilora: {line}", file=sys.stderr)
 
 
 def run(args) -> int:
@@ -34,35 +61,35 @@ def run(args) -> int:
     from ..text.examples import read_split
     from ..text.prompts import messages_of
 
-    examples = read_split(args.data, args.split)[: args.limit]
+    examples = read_split(load.find_data(args.data, note), args.split)[: args.limit]
     for example in examples:
         messages_of(example)  # a bare text cannot be scored: say so before a model is loaded
 
-    import sys
-
-    from ..system.files import atomic_write
     from ..train.scoring import exact_match
 
-    model, tokenizer = load.load(args)
+    model, tokenizer = load.load(args.model, args.adapter, args.code, args.device)
     hits, number, answers = exact_match(
         model, tokenizer, examples, args.batch, progress=sys.stderr.isatty()
     )
     if args.out:
-        with atomic_write(args.out) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            for example, answer in zip(examples, answers):
-                expected = messages_of(example)[-1]["content"]
-                line = {
-                    "prompt": messages_of(example)[-2]["content"]
-                    if len(messages_of(example)) > 1
-                    else "",
-                    "expected": expected,
-                }
-                file.write(
-                    json.dumps(
-                        {**line, "answer": answer, "hit": answer.strip() == expected.strip()},
-                        ensure_ascii=False,
-                    )
-                    + "\n"
-                )
+        write(args.out, examples, answers)
     print(f"exact match {hits / number:.2f} ({hits} of {number})")
     return 0
+
+
+def write(path: str, examples: list[dict], answers: list[str]) -> None:
+    """One line of JSON for each example."""
+    from ..system.files import atomic_write
+    from ..text.prompts import messages_of
+    from ..train.scoring import is_hit
+
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for example, answer in zip(examples, answers):
+            *before, last = messages_of(example)
+            line = {
+                "prompt": before[-1]["content"] if before else "",
+                "expected": last["content"],
+                "answer": answer,
+                "hit": is_hit(answer, last["content"]),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

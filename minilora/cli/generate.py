@@ -3,42 +3,63 @@
 What it replaces: `transformers chat`. How it works: the prompt is put into the model's format
 (text.encode_prompt) and the answer is printed as it grows. What it leaves out: a history longer
 than the model's positions (the oldest turns go).
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations
 
 import sys
 
-from ..cli import options
 from ..errors import MiniloraError
 from ..recipes import load
+from . import options
+
+EXAMPLE = """examples:
+  minilora generate --adapter runs/extract --prompt "Who wrote the letter?"
+  minilora generate --adapter runs/extract --chat"""
+
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
 def add_arguments(parser) -> None:
+    parser.usage = "minilora generate (--prompt TEXT | --chat) [options]"
+    parser.epilog = EXAMPLE
     options.add_model_arguments(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="the question; `-` reads it from standard input")
+    group = parser.add_argument_group("what is asked")
+    what = group.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--prompt", metavar="TEXT", help="the question; - reads it from standard input"
+    )
     what.add_argument(
         "--chat", action="store_true", help="ask and answer in turns; an empty line ends it"
     )
-    parser.add_argument(
+    group.add_argument(
         "--raw",
         action="store_true",
-        help="continue the prompt as plain text, outside the chat format",
+        help="continue the prompt as plain text, outside the chat format (default: no)",
     )
-    parser.add_argument(
-        "--max-new", type=int, default=128, help="at most so many new tokens (default 128)"
+    add = parser.add_argument_group("how the answer is drawn").add_argument
+    add(
+        "--max-new",
+        type=int,
+        default=128,
+        metavar="N",
+        help="at most so many new tokens (default: 128)",
     )
-    parser.add_argument(
+    add(
         "--temperature",
         type=float,
         default=0.0,
-        help="0 takes the likeliest token (default), 1 samples",
+        metavar="X",
+        help="0 takes the likeliest token, 1 samples (default: 0)",
     )
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--seed", type=int)
+    add("--top-k", type=int, metavar="N", help="sample among the N likeliest (default: among all)")
+    add(
+        "--top-p",
+        type=float,
+        metavar="X",
+        help="sample among the likeliest that together have this probability (default: among all)",
+    )
+    add("--seed", type=int, metavar="N", help="of the sampling (default: another each time)")
 
 
 def show(piece: str) -> None:
@@ -58,18 +79,29 @@ def chat(conversation) -> None:
         print(flush=True)
 
 
+def prompt_of(args) -> str:
+    """The question. Raises MiniloraError if there is none."""
+    if args.prompt != "-":
+        prompt, where = args.prompt, "--prompt"
+    else:
+        prompt, where = sys.stdin.read().rstrip("\n"), "standard input"
+    if not prompt.strip():
+        raise MiniloraError(f"{where} is empty; ask something, or give --chat")
+    return prompt
+
+
 def run(args) -> int:
     if args.max_new < 1:
         raise MiniloraError(f"--max-new is {args.max_new}; give 1 or more")
+    prompt = None if args.chat else prompt_of(args)
     from ..text.chat import Conversation, reply
     from ..text.prompts import encode_prompt
 
-    model, tokenizer = load.load(args)
-    sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    if args.chat:
+    model, tokenizer = load.load(args.model, args.adapter, args.code, args.device)
+    sampling = {name: getattr(args, name) for name in SAMPLING}
+    if prompt is None:
         chat(Conversation(model, tokenizer, args.max_new, **sampling))
         return 0
-    prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     ids = tokenizer.encode(prompt, bos=True) if args.raw else encode_prompt(prompt, tokenizer)
     reply(model, tokenizer, ids or [tokenizer.eos_id], args.max_new, show=show, **sampling)
     print(flush=True)

@@ -5,12 +5,12 @@ How it works: each command is a module with `add_arguments(parser)` and `run(arg
 one is imported, so that help and typing errors answer at once. What a user can mend arrives as
 MiniloraError and is printed as one line with exit code 2; Ctrl-C ends with 130, as a shell expects.
 What it leaves out: configuration files; a run's settings are in its run.json.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -35,7 +35,12 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with its complaints in one line."""
+    """argparse with its complaints in one line, and with the lines of an example as they stand."""
+
+    def __init__(self, **settings):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
+        )
 
     def error(self, message: str):
         raise MiniloraError(f"{message}; see `{self.prog} --help`")
@@ -46,7 +51,7 @@ def _overview() -> str:
     return (
         "usage: minilora COMMAND [options]\n\n"
         + "\n".join(lines)
-        + "\n\n`minilora COMMAND --help` lists a command's options."
+        + "\n\n`minilora COMMAND --help` lists a command's options; -V tells the version."
     )
 
 
@@ -54,16 +59,18 @@ def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
-    if argv[0] == "--version":
+    if argv[0] in ("-V", "--version"):
         from .. import __version__
 
         print(f"minilora {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        raise MiniloraError(f"there is no command {argv[0]!r}; choose {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        meant = f"did you mean {near[0]}? There are" if near else "choose"
+        raise MiniloraError(f"there is no command {argv[0]!r}; {meant} {', '.join(COMMANDS)}")
     module_name, text = COMMANDS[argv[0]]
     module = importlib.import_module(module_name)
-    parser = Parser(prog=f"minilora {argv[0]}", description=text, allow_abbrev=False)
+    parser = Parser(prog=f"minilora {argv[0]}", description=text)
     module.add_arguments(parser)
     return module.run(parser.parse_args(list(argv[1:]))) or 0
 
@@ -99,9 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except Exception as error:
         if memory.full(error):
-            _complain(
-                f"the memory is full; {MEMORY.get(argv[0], 'end what else runs, or take a machine with more memory')}"
-            )
+            remedy = "end what else runs, or take a machine with more memory"
+            _complain(f"the memory is full; {MEMORY.get(argv[0], remedy)}")
         elif isinstance(error, OSError):
             _complain(
                 f"{error.filename or 'the disk'}: {error.strerror or error}; check the path, "

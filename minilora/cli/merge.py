@@ -2,57 +2,54 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ..cli import options
 from ..errors import MiniloraError
-from ..qlora import base
-from ..recipes import load
-from ..recipes.merge import copy_tokenizer, decode_rest, probe, write
+from ..recipes import merge
+from . import options
+
+EXAMPLE = """example:
+  minilora merge --adapter runs/extract --out merged"""
 
 
 def add_arguments(parser) -> None:
+    parser.usage, parser.epilog = "minilora merge --adapter DIR --out DIR [options]", EXAMPLE
     options.add_model_arguments(parser)
-    parser.add_argument(
+    add = parser.add_argument_group("what is written, and measured").add_argument
+    add(
         "--out",
         required=True,
         metavar="DIR",
-        help="the folder to write: config.json, safetensors, tokenizer",
+        help="the folder to write: config.json, safetensors, tokenizer (default: none: it is "
+        "needed)",
     )
-    parser.add_argument(
+    add(
         "--data",
-        metavar="FOLDER",
-        help="measure how far the answers moved on its valid split (default: on text the model "
-        "writes itself)",
+        metavar="DATA",
+        help="measure how far the answers moved on the valid split of this folder or shipped task "
+        "(default: on text that the model writes itself)",
     )
-    parser.add_argument(
+    add(
         "--requantize",
-        metavar="CODE",
         choices=("nf4", "fp4"),
-        help="write the merged model in 4 bits again, for bitsandbytes; moves the answers",
+        help="write the merged model in 4 bits again, for bitsandbytes; moves the answers "
+        "(default: no)",
     )
 
 
 def run(args) -> int:
     if not args.adapter:
         raise MiniloraError("merge needs --adapter DIR: the --out folder of a finetune run")
-    folder, out = base.resolve(args.model), Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MiniloraError(f"{out} is there already and not empty; choose another --out")
-
-    from .. import lora, qlora
-    from ..train.kl_divergence import kl, log_probabilities
-
-    model, tokenizer = load.load(args)
-    rows = probe(args, model, tokenizer)
-    trained = log_probabilities(model, rows)
-    decode_rest(lora.unload(lora.merge(model)))
-    moved = f"KL from the trained model {kl(trained, log_probabilities(model, rows)):.1e}"
+    done = merge.run(
+        args.adapter,
+        args.out,
+        args.model,
+        code=args.code,
+        device=args.device,
+        data=args.data,
+        requantize=args.requantize,
+    )
+    moved = f"KL from the trained model {done.kl:.1e}"
     if args.requantize:
-        qlora.quantize_model(model, code=args.requantize)
-        moved += f", after {args.requantize} {kl(trained, log_probabilities(model, rows)):.1e}"
-    write(model, out, args.requantize)
-    copy_tokenizer(folder, out)
-    print(f"{out}: {args.model} with {args.adapter} merged in, a Hugging Face folder")
-    print(f"{moved} nats a token, over {len(trained):,} tokens of {args.data or 'its own text'}")
+        moved += f", after {args.requantize} {done.requantized:.1e}"
+    print(f"{args.out}: {args.model} with {args.adapter} merged in, a Hugging Face folder")
+    print(f"{moved} nats a token, over {done.tokens:,} tokens of {args.data or 'its own text'}")
     return 0

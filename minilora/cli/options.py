@@ -1,23 +1,70 @@
-"""The options that name a model, the same for each command that loads one."""
+"""Options that several commands share, and how a declared setting becomes one."""
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
 from ..qlora.base import INT8
+from ..recipes.settings import GROUPS, Settings, flag
+from ..train.config import declared
+
+DEVICE = declared(Settings)["device"]
+
+# by the annotation of a field: what parses it, and how its value is called
+PARSED: dict[str, tuple[Any, str | None]] = {
+    "int": (int, "N"),
+    "float": (float, "X"),
+    "str": (str, None),
+}
 
 
-def add_model_arguments(parser) -> None:
+def add_setting(where: Any, name: str, **more: Any) -> None:
+    """The option of a setting of `finetune`, with its meaning, its choices and its default in the
+    help. more: what this command says otherwise. Without `default` an option that was not typed is
+    not in the result.
+    """
+    each = declared(Settings)[name]
+    told = each.metadata
+    shown = told["shown"] or _said(each.default)
+    meaning = more.pop("meaning", told["meaning"])
+    more = {"help": f"{meaning} (default: {shown})", "default": argparse.SUPPRESS, **more}
+    if each.type == "bool":
+        where.add_argument(flag(name), action=argparse.BooleanOptionalAction, **more)
+        return
+    if told["choices"]:
+        more.setdefault("choices", told["choices"])
+    parse, called = PARSED[each.type.removesuffix(" | None")]
+    more.setdefault("metavar", told["metavar"] or called)
+    where.add_argument(flag(name), type=parse, **more)
+
+
+def _said(default: Any) -> str:
+    """A default as it is typed."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def groups(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """One group of options for each of the settings'."""
+    return {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a model, the same for each command that loads one."""
-    parser.add_argument(
-        "--model",
-        default="tiny",
-        help="tiny (the shipped base), a Hugging Face folder, or a Hub name",
+    group = parser.add_argument_group("the model")
+    add_setting(group, "model", default="tiny")
+    group.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="the --out folder of a finetune run, or a PEFT adapter (default: none)",
     )
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="the --out folder of a finetune run, or a PEFT adapter"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--code",
         help=f"quantize the base: nf4, fp4, int8 … in blocks, or {INT8} as --method int8 does; "
         "none: do not (default: as the adapter was trained)",
     )
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    group.add_argument(
+        "--device", help=f"{DEVICE.metadata['meaning']} (default: {DEVICE.metadata['shown']})"
+    )

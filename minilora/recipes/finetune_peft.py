@@ -2,11 +2,12 @@
 bitsandbytes' quantization.
 
 What it replaces: a second training script. How it works: rows, loss mask, batches, seed, learning
-rates, loop, resume and the run's folder are finetune's own; only the model comes from `hub.py`, and
+rates, loop, resume and the run's folder are finetune's own; only the model comes from `hub`, and
 what it learned is written by the libraries. `evaluate`, `generate` and `merge` read the folder as
 any other: they quantize the base in the same way and put the adapter on our Llama.
 What it leaves out: code books other than bitsandbytes', the starts pissa and loftq.
-Where numerics differ: see hub.py; the adapter starts from the same numbers for the same seed.
+Where numerics differ: see hub/adapters.py; the adapter starts from the same numbers for the same
+seed.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ from pathlib import Path
 
 from ..errors import MiniloraError
 from ..qlora import base
+from .settings import Settings, parse_targets
 
 LIBRARIES = ("transformers", "peft", "bitsandbytes")
 
 
-def refuse(settings: dict) -> None:
+def refuse(settings: Settings) -> None:
     """Raise MiniloraError for settings that only our own backend has, and where a library is
     missing.
     """
     from ..hub.loading import CODES
 
-    method = settings["method"]
-    if method == "qlora" and settings["code"] not in CODES:
+    method = settings.method
+    if method == "qlora" and settings.code not in CODES:
         raise MiniloraError(
-            f"--code {settings['code']} is not among bitsandbytes' ({', '.join(CODES)}); "
+            f"--code {settings.code} is not among bitsandbytes' ({', '.join(CODES)}); "
             "choose one of them, or --backend minilora"
         )
-    if method != "full" and settings["init"] not in ("kaiming", "gaussian"):
+    if method != "full" and settings.init not in ("kaiming", "gaussian"):
         raise MiniloraError(
-            f"--init {settings['init']} changes the base, which --backend peft leaves as it "
+            f"--init {settings.init} changes the base, which --backend peft leaves as it "
             "is; choose kaiming or gaussian, or --backend minilora"
         )
     needed = (
@@ -63,7 +65,7 @@ def versions() -> dict:
     }
 
 
-def build(settings: dict, folder: Path, device: str, targets: str | list[str]):
+def build(settings: Settings, folder: Path, device: str):
     """The model, ready to be trained; returns (model, how to quantize the base when the adapter is
     used).
     """
@@ -72,30 +74,32 @@ def build(settings: dict, folder: Path, device: str, targets: str | list[str]):
     from .. import hub
     from ..system.precision import HALVES
 
-    method = settings["method"]
     # auto: what the device has
-    wanted = torch.float32 if settings["precision"] == "fp32" else HALVES.get(settings["precision"])
-    model = hub.load(str(folder), method, device=device, code=settings["code"], dtype=wanted)
-    torch.manual_seed(settings["seed"])
-    if method == "full":
+    wanted = torch.float32 if settings.precision == "fp32" else HALVES.get(settings.precision)
+    model = hub.load(str(folder), settings.method, device=device, code=settings.code, dtype=wanted)
+    torch.manual_seed(settings.seed)
+    if not settings.adapts:
         model.requires_grad_(True)
-        if settings["checkpointing"]:
+        if settings.checkpointing:
             hub.recompute(model)
         return model, None
     names = ("rank", "alpha", "dropout", "init", "variant", "checkpointing")
-    model = hub.prepare(model, targets=targets, **{name: settings[name] for name in names})
-    code = {"qlora": settings["code"], "int8": base.INT8}.get(method)
-    return model, base.recipe(code) if code else None
+    model = hub.prepare(
+        model,
+        targets=parse_targets(settings.targets),
+        **{name: getattr(settings, name) for name in names},
+    )
+    return model, base.recipe(settings.base_code) if settings.base_code else None
 
 
-def export(model, settings: dict, folder: Path, out: Path) -> str:
+def export(model, settings: Settings, folder: Path, out: Path) -> str:
     """Write what was trained into the run's folder; returns the name of the weights' file."""
     from .. import hub
     from .merge import copy_tokenizer
 
-    if settings["method"] == "full":
+    if not settings.adapts:
         hub.save_model(model, out)
         copy_tokenizer(folder, out)
         return "model.safetensors"
-    hub.save_adapter(model, out, settings["model"] if settings["model"] != "tiny" else str(folder))
+    hub.save_adapter(model, out, settings.base_name(folder))
     return "adapter_model.safetensors"

@@ -1,19 +1,52 @@
-"""What the commands share: a model by name with its adapter, and the options that name one.
+"""What the commands share: a model by name with its adapter, and data by path or by name.
 
-What it replaces: `PeftModel.from_pretrained`. How it works: `loading.py` turns the name into a
+What it replaces: `PeftModel.from_pretrained`. How it works: qlora/base.py turns the name into a
 model; if the adapter's run.json says that it was trained over a quantized base, the base is
 quantized in the same way before the adapter goes on, whichever backend trained it.
 What it leaves out: models other than Llama.
-Where numerics differ: nowhere; see llama.py, qlora.py, int8.py, lora/.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import MiniloraError
 from ..qlora.base import load_base, recipe, resolve
+from ..system.files import data_folder
+
+if TYPE_CHECKING:
+    from ..llama.model import Llama
+    from ..text.tokenizer import Tokenizer
+
+
+def tasks() -> dict[str, Path]:
+    """The shipped tasks by name; none where the data is not there."""
+    try:
+        folders = (data_folder() / "tasks").glob("*")
+    except MiniloraError:
+        return {}
+    return {path.name: path for path in sorted(folders) if (path / "train.jsonl").is_file()}
+
+
+def find_data(name: str | None, say: Callable[[str], object] = print) -> Path:
+    """The data that `name` stands for: what is at that path, else the shipped task of that name.
+    Where it might be either, `say` gets which it is.
+    """
+    if name is None:
+        raise MiniloraError(
+            "--data is missing; give a .jsonl file, a folder, or a shipped task such as extract"
+        )
+    here, shipped = Path(name), tasks().get(name)
+    if shipped is None:
+        return here
+    if here.exists():
+        say(f"{name}: what is here under that name, {here.resolve()}, not the shipped task")
+        return here
+    say(f"{name}: the shipped task, {shipped}")
+    return shipped
 
 
 def positions(folder: Path) -> int:
@@ -43,29 +76,30 @@ def adapter_quantization(adapter: str, code: str | None) -> dict | None:
     return saved
 
 
-def load(args):
-    """(model, tokenizer) for `--model`, `--adapter`, `--code` and `--device` of generate, evaluate
-    and merge.
+def load(
+    model: str = "tiny",
+    adapter: str | None = None,
+    code: str | None = None,
+    device: str | None = None,
+) -> tuple[Llama, Tokenizer]:
+    """The model of that name with its adapter, ready to answer, and its tokenizer. code: what the
+    base is quantized with (None: as the adapter was trained, "none": not at all).
     """
-    folder = resolve(args.model)
-    adapter = args.adapter
+    folder = resolve(model)
     if adapter is not None and not Path(adapter).is_dir():
         raise MiniloraError(f"no adapter at {adapter}; give the --out folder of a finetune run")
-    quantization = (
-        adapter_quantization(adapter, args.code)
-        if adapter
-        else None
-        if args.code in (None, "none")
-        else recipe(args.code)
-    )
+    if adapter is not None:
+        quantization = adapter_quantization(adapter, code)
+    else:
+        quantization = None if code in (None, "none") else recipe(code)
 
     from .. import lora
     from ..system.precision import pick_device
     from ..text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(folder)
-    model = load_base(folder, pick_device(args.device), quantization)
-    if adapter:
-        lora.load_adapter(model, adapter)
-        lora.use_adapter(model, "default", trainable=False)
-    return model.eval(), tokenizer
+    llama = load_base(folder, pick_device(device), quantization)
+    if adapter is not None:
+        lora.load_adapter(llama, adapter)
+        lora.use_adapter(llama, "default", trainable=False)
+    return llama.eval(), tokenizer

@@ -7,14 +7,27 @@ Layers without an adapter are decoded, too. The KL divergence from the trained m
 over the answers of `--data` or over text that the model writes itself. Only where `--requantize`
 asks for it is the result quantized again, which does move the answers; the report says how far.
 What it leaves out: requantizing to int8.
-Where numerics differ: see lora/adapters.py; the merged weights are rounded once, to the base's
-type.
+Where numerics differ: the merged weights are rounded once, to the base's type.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import MiniloraError
+from ..qlora.base import resolve
+from .load import find_data, load
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..llama.model import Llama
+    from ..text.rows import Row
+    from ..text.tokenizer import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,7 +48,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
                 shutil.copyfile(source / name, temporary)
 
 
-def decode_rest(model) -> None:
+def decode_rest(model: nn.Module) -> None:
     """Put an nn.Linear in place of each layer that is quantized and had no adapter, so that the
     folder is a plain Llama.
     """
@@ -49,21 +62,20 @@ def decode_rest(model) -> None:
             setattr(model.get_submodule(parent), name, LoRALinear(layer).merged_base([]))
 
 
-def probe(args, model, tokenizer) -> list:
+def compared_rows(model: Llama, tokenizer: Tokenizer, data: str | None) -> list[Row]:
     """The rows on which the model is compared with itself: 16 of the data's valid split, or its own
     text.
     """
     from .. import text
     from ..train import kl_divergence
 
-    if args.data is None:
-        return kl_divergence.own_text(
-            model, next(i for i in (tokenizer.bos_id, tokenizer.eos_id, 0) if i is not None)
-        )
-    return text.encode_rows(text.read_split(args.data, "valid")[:16], tokenizer)
+    if data is not None:
+        return text.encode_rows(text.read_split(find_data(data), "valid")[:16], tokenizer)
+    starts = (tokenizer.bos_id, tokenizer.eos_id, 0)
+    return kl_divergence.own_text(model, next(each for each in starts if each is not None))
 
 
-def write(model, out: Path, code: str | None) -> None:
+def write(model: Llama, out: Path, code: str | None) -> None:
     """The folder: dense as it is, or in 4 bits where a code is named."""
     if code is None:
         model.save_pretrained(out)
@@ -71,3 +83,47 @@ def write(model, out: Path, code: str | None) -> None:
     from ..qlora.checkpoint import save_quantized
 
     save_quantized(model, out)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """How far the answers moved from the trained model's, in nats a token over so many tokens:
+    merged, and requantized where that was asked for.
+    """
+
+    kl: float
+    requantized: float | None
+    tokens: int
+
+
+def run(
+    adapter: str,
+    out: str | os.PathLike,
+    model: str = "tiny",
+    *,
+    code: str | None = None,
+    device: str | None = None,
+    data: str | None = None,
+    requantize: str | None = None,
+) -> Merged:
+    """Write `model` with `adapter` merged in to the folder `out`. code: as `load` takes it. data:
+    compare on its valid split (None: on text that the model writes itself).
+    """
+    folder, out = resolve(model), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MiniloraError(f"{out} is there already and not empty; choose another --out")
+
+    from .. import lora, qlora
+    from ..train.kl_divergence import kl, log_probabilities
+
+    llama, tokenizer = load(model, adapter, code, device)
+    rows = compared_rows(llama, tokenizer, data)
+    trained = log_probabilities(llama, rows)
+    decode_rest(lora.unload(lora.merge(llama)))
+    exact, moved = kl(trained, log_probabilities(llama, rows)), None
+    if requantize:
+        qlora.quantize_model(llama, code=requantize)
+        moved = kl(trained, log_probabilities(llama, rows))
+    write(llama, out, requantize)
+    copy_tokenizer(folder, out)
+    return Merged(exact, moved, len(trained))

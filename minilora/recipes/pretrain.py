@@ -22,7 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import MiniloraError
-from ..system.files import atomic_write, data_folder
+from ..system.files import atomic_folder, atomic_write, data_folder
+from .pretrain_card import describe
 
 POSITIONS = 512  # a fine-tuned model may go beyond the rows of the training
 
@@ -325,8 +326,8 @@ def save(model, plan: Plan, curve: dict, out: Path) -> None:
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     with atomic_write(out / "training.json") as path:
         facts = {
-            "command": f"minilora pretrain --out data/base --rows {plan.rows} --rate {plan.rate} --seed "
-            f"{plan.seed}",
+            "command": "minilora pretrain --out data/base "
+            f"--rows {plan.rows} --rate {plan.rate} --seed {plan.seed}",
             "steps": plan.steps,
             "plan": asdict(plan),
             "tokens": plan.steps * plan.rows * (plan.length - 1),
@@ -339,82 +340,25 @@ def save(model, plan: Plan, curve: dict, out: Path) -> None:
         path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-CARD = """# The base: a Llama of {million:.2f} million parameters
-
-Made by `{command}` from text that `data/corpus` writes (seed {seed}); no other text, no other weights. It exists
-to be fine-tuned in a minute on two CPU cores. It knows no facts, and outside the patterns of that text it babbles.
-
-| | |
-| --- | --- |
-| architecture | `LlamaForCausalLM`: {layers} layers, width {hidden}, {heads} heads over {groups} key/value heads, MLP {mlp}, tied embeddings |
-| vocabulary | {vocabulary} byte-level BPE pieces, each digit its own; `<\\|user\\|>` and `<\\|assistant\\|>` for conversations |
-| positions | {length} seen in training, {positions} allowed |
-| training | {steps:,} steps of {rows} rows of {length} tokens, {tokens:,} tokens in all, {minutes:.0f} minutes on {threads} thread(s) |
-| optimizer | Muon on matrices, AdamW on embedding and norms, rate {rate} falling to zero, answers weighted ×{answer_weight:g} |
-| stored as | bf16, {megabytes:.1f} MB |
-| held-out loss | **{loss:.4f}** nats a token |
-
-Answers that greedy decoding gets exactly right on held-out documents:
-
-{abilities}
-
-It reads on from what a question names to the answer behind it (`looking`, `codes`, `record`, `dictionary`; their mean is
-`lookup`). It does not read backwards: asked who did something where the person stands before the deed, or which word
-has a meaning, it guesses among the names it has read (`backwards`, and about half of the questions in `reading`).
-
-![loss by step](training.png)
-
-`training.json` holds the plan and the curve. Another number of threads or another compiler changes the order of
-additions, so a rebuilt base agrees in quality, not in bits. Licence: MIT, as the rest of the repository.
-"""
-
-
-def describe(out: Path) -> None:
-    """README.md and training.png of a pretrained folder, from its training.json."""
-    facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    last = facts["examined"][-1]
-    names = [n for n in last if n not in ("step", "minutes", "loss")]
-    table = "\n".join(f"| {name} | {last[name]:.1%} |" for name in names)
-    with atomic_write(out / "README.md") as path:
-        path.write_text(
-            CARD.format(
-                **{**facts["plan"], **facts, **last},
-                million=facts["parameters"] / 1e6,
-                positions=POSITIONS,
-                megabytes=(out / "model.safetensors").stat().st_size / 1e6,
-                abilities=f"| family | right |\n| --- | --- |\n{table}",
-            ),
-            encoding="utf-8",
-        )
-    draw(facts, out / "training.png")
-
-
-def draw(facts: dict, target: Path) -> None:
-    """Training loss and what is right on held-out documents, by step."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left = figure.add_subplot()
-    left.plot(facts["step"], facts["loss"], color="#0072B2", linewidth=1, label="training loss")
-    left.set(xlabel="step", ylabel="nats a token")
-    right = left.twinx()
-    steps = [e["step"] for e in facts["examined"]]
-    for family, color, marker in (
-        ("record", "#D55E00", "o"),
-        ("codes", "#009E73", "s"),
-        ("sums", "#CC79A7", "^"),
-    ):
-        share = [100 * e[family] for e in facts["examined"]]
-        right.plot(
-            steps, share, color=color, marker=marker, linestyle="--", label=f"{family}, % right"
-        )
-    right.set(ylim=(0, 102), ylabel="held-out answers, % right")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    with atomic_write(target) as path:
-        figure.savefig(path, format="png", dpi=120)
-
-
 def shrink(stage: Stage, share: float) -> Stage:
     """The same stage with a share of its steps."""
     parts = {k: max(1, round(v * share)) for k, v in asdict(stage).items() if k != "mixture"}
     return Stage(stage.mixture, **{**parts, "zero": max(parts["zero"], parts["hold"] + 1)})
+
+
+def run(
+    plan: Plan, out: Path, share: float = 1.0, first: int = 1, every: int = 400, compiled=True
+) -> dict:
+    """Tokenizer, training, checkpoint and card: a share of the plan's steps from stage `first` on.
+    Returns the last examination.
+    """
+    if share != 1:
+        plan = replace(plan, stages=tuple(shrink(stage, share) for stage in plan.stages))
+    made = corpus()
+    tokenizer = made.tokens.train_tokenizer(plan.vocabulary)
+    with atomic_folder(out) as folder:
+        made.tokens.save_tokenizer(tokenizer, folder, POSITIONS)
+    with products_as_attention():
+        curve = learn(plan, tokenizer, out, every, compiled=compiled, first=first)
+    describe(out, POSITIONS)
+    return curve["examined"][-1]

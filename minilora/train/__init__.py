@@ -1,4 +1,6 @@
-"""One loop that fine-tunes anything here: read config.py, batches.py, loop.py; checks.py runs before the first step."""
+"""One loop that fine-tunes anything here: read config.py, batches.py, loop.py; checks.py runs
+before the first step.
+"""
 
 import lazy_loader
 

@@ -23,7 +23,8 @@ class Batches:
             raise MiniloraError("there are no rows to train on; give at least one example")
         self.rows, self.size, self.seed = rows, size, seed
         self.per_epoch = math.ceil(len(rows) / size)
-        self._epoch, self._order = -1, []
+        self._epoch = -1
+        self._order: list[list[int]] = []
 
     def _shuffle(self, epoch: int) -> list[list[int]]:
         dice = random.Random(f"{self.seed}/{epoch}")

@@ -269,13 +269,14 @@ def _check_arrived(named: dict[str, nn.Parameter], deep: bool) -> None:
     """Gradients are there: are they numbers, and does some of them reach every adapter? deep: a
     token is learned that attention looks back for.
     """
-    for name, p in named.items():
-        if not bool(torch.isfinite(p.grad).all()):
+    gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
+    for name, gradient in gradients.items():
+        if not bool(torch.isfinite(gradient).all()):
             raise CheckFailed(
                 f"the gradient of {name} holds NaN or infinity; train in float32 or bfloat16, "
                 "and look for rows that are all padding"
             )
-    moving = {name: bool(p.grad.any()) for name, p in named.items()}
+    moving = {name: bool(gradient.any()) for name, gradient in gradients.items()}
     if not any(moving.values()):
         raise CheckFailed(
             "all gradients are zero: nothing would move; look for an adapter with scale 0 or "

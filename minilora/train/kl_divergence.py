@@ -18,6 +18,7 @@ how near zero it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,12 @@ from ..system.precision import device_of
 from ..text.rows import IGNORE, Row, collate
 from .loss import pad_id_of
 
+if TYPE_CHECKING:
+    from ..llama.model import Llama
+
 
 @torch.no_grad()
-def own_text(model: nn.Module, start: int, rows: int = 8, length: int = 48) -> list[Row]:
+def own_text(model: Llama, start: int, rows: int = 8, length: int = 48) -> list[Row]:
     """Rows that the model writes from the token `start` at temperature 1, always the same ones;
     every token counts but the first.
 

@@ -7,12 +7,12 @@ along a cosine. One step takes `batch_size * accumulate` rows, cut into `accumul
 whose *summed* losses are divided by the step's number of learned tokens: the gradient is that of
 one big batch, however unevenly the answers are spread. Rows are shuffled by seed and epoch, then
 sorted by length within pools, so that little is spent on padding. The order is a function of (seed,
-epoch) alone; with weights, moments and the random generator (see `runs.py`) a run goes on exactly
-where it stopped. `check` (see `selfcheck.py`) looks for what would train nothing before the first
-step. In fp16, which ends at 65504 and loses what is below 6e-8, the loss is multiplied by a large
-power of two before backward and the gradients are divided by it: where they overflow, the step is
-left out and the factor halved; after 2,000 good steps it is doubled (Micikevicius et al. 2018,
-"Mixed Precision Training", §3.2). bf16 has fp32's range and needs none of this.
+epoch) alone; with weights, moments and the random generator (see `run_folder.py`) a run goes on
+exactly where it stopped. `check` (see `checks.py`) looks for what would train nothing before the
+first step. In fp16, which ends at 65504 and loses what is below 6e-8, the loss is multiplied by a
+large power of two before backward and the gradients are divided by it: where they overflow, the
+step is left out and the factor halved; after 2,000 good steps it is doubled (Micikevicius et al.
+2018, "Mixed Precision Training", §3.2). bf16 has fp32's range and needs none of this.
 What it leaves out: more than one device (see the lesson on distributed training), other optimizers.
 Where numerics differ: transformers starts its warm-up at 0 and so wastes a step; here the first
 step already moves.
@@ -39,7 +39,7 @@ from ..system.precision import autocast, device_of, mode, settle_precision
 from ..text.rows import IGNORE, Row
 from .batches import Batches
 from .checks import CheckFailed, check, check_rows
-from .config import TrainConfig, _settings
+from .config import TrainConfig, settled
 from .loss import evaluate_loss, loss_sum, tensors
 from .run_folder import RunFolder, fingerprint, require_same
 from .scoring import exact_match
@@ -88,9 +88,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step 0, 1, …: linear up over `warmup` steps (the last of them is the full rate),
     then half a cosine.
     """
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    warmup = config.warmup or 0  # settled to a number by TrainConfig
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
     return config.lr * (
         config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     )
@@ -106,12 +107,12 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list:
     return [group | {"share": group["lr"] / config.lr} for group in groups]
 
 
-def smaller_batch(rows: int, accumulate: int, words: str) -> list[str]:
-    """`words` filled in with the next smaller batch that still makes the same step; empty where
-    there is none.
+def smaller_batch(rows: int, accumulate: int) -> tuple[int, int] | None:
+    """The next smaller (rows at once, such batches per update) of the same step; None where there
+    is none.
     """
     fewer = next((n for n in range(rows // 2, 0, -1) if rows * accumulate % n == 0), None)
-    return [words.format(fewer, accumulate * rows // fewer)] if fewer else []
+    return (fewer, accumulate * rows // fewer) if fewer else None
 
 
 def loss_scaler(model: nn.Module, precision: str) -> torch.amp.GradScaler:
@@ -152,7 +153,7 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Ctrl-C waits for the end of the step, where the state is whole; a second one breaks off at
     once.
     """
-    pressed = []
+    pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -194,7 +195,7 @@ def fit(
     same call goes on after each of them, in this process or another; see `runs.require_same` for
     what may change.
     """
-    config = _settings(config, settings)
+    config = settled(config, settings)
     run = (
         out
         if isinstance(out, RunFolder) or out is None
@@ -278,10 +279,9 @@ class _Loop:
 
     def remedy(self) -> str:
         """What to change when the memory is full, and how the run goes on."""
-        rows = self.config.batch_size
-        same = ([] if self.config.checkpointing else ["checkpointing=True"]) + smaller_batch(
-            rows, self.config.accumulate, "batch_size={}, accumulate={}"
-        )
+        same = [] if self.config.checkpointing else ["checkpointing=True"]
+        if smaller := smaller_batch(self.config.batch_size, self.config.accumulate):
+            same.append("batch_size={}, accumulate={}".format(*smaller))
         again = (
             f"go on after step {self.run.last_step()} by resume=True"
             if self.run is not None and self.run.found()
@@ -337,11 +337,17 @@ class _Loop:
         norm = torch.nn.utils.clip_grad_norm_(
             self.parameters.values(), self.config.clip or math.inf
         ).item()
-        entry = {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "tokens": tokens}
+        entry: dict[str, float | None] = {
+            "step": step + 1,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": tokens,
+        }
         if scaled:
-            entry |= {"loss_scale": self.scaler.get_scale()} | (
-                {} if math.isfinite(norm) else {"grad_norm": None, "skipped": True}
-            )
+            entry["loss_scale"] = self.scaler.get_scale()
+            if not math.isfinite(norm):
+                entry |= {"grad_norm": None, "skipped": True}
         self._require_finite(step, loss, norm)
         if tokens or not scaled:
             # left out by the scaler itself where a gradient overflowed

@@ -15,6 +15,7 @@ cross-entropy, as in transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ from ..errors import MiniloraError
 from ..llama.head_loss import frozen_head, head_loss
 from ..system.precision import autocast, device_of, mode
 from ..text.rows import IGNORE, Row, collate
+
+if TYPE_CHECKING:
+    from ..llama.model import Llama
 
 
 def pad_id_of(model: nn.Module) -> int:
@@ -35,18 +39,19 @@ def loss_sum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Te
     """Cross-entropy summed over the learned tokens of a batch, and their number.
 
     A minilora Llama computes logits at these positions only, and a few at a time where its head is
-    frozen (`headloss`); any other model gives logits (B, T, V), bare or `.logits`.
+    frozen (`llama.head_loss`); any other model gives logits (B, T, V), bare or `.logits`.
     """
     ids, labels, mask = batch  # (B, T) each
     wanted = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts token t+1
     targets = labels[:, 1:][wanted]  # (N,)
     if hasattr(model, "head") and hasattr(model, "model"):
-        hidden = model.model(ids)  # (B, T, C); padding is on the right, the causal order hides it
+        llama = cast("Llama", model)
+        hidden = llama.model(ids)  # (B, T, C); padding is on the right, the causal order hides it
         hidden = hidden[:, :-1][wanted]  # (N, C)
         weight = frozen_head(model)
         if weight is not None:
             return head_loss(hidden, weight, targets), targets.numel()
-        logits = model.head(hidden)  # (N, V)
+        logits = llama.head(hidden)  # (N, V)
     else:
         output = model(ids, attention_mask=mask)
         logits = getattr(output, "logits", output)[:, :-1][wanted]  # (N, V)

@@ -68,6 +68,12 @@ class Optimizer:
         self.lr = lr
         self.state: list[dict] = [{} for _ in self.params]
 
+    def update(self, p, g, state: dict):
+        """The new values of a parameter `p` with the gradient `g`; what is remembered stays in
+        `state`.
+        """
+        raise NotImplementedError("a rule is named by a subclass")
+
     def step(self) -> None:
         """Move every parameter that has a gradient, in place."""
         for p, state in zip(self.params, self.state):

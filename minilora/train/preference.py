@@ -26,6 +26,7 @@ import gc
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,9 @@ from ..text.rows import IGNORE, Row
 from ..text.tokenizer import Tokenizer
 from .loss import tensors
 from .scoring import left_pad
+
+if TYPE_CHECKING:
+    from ..llama.model import Llama
 
 CLIP = 1.0  # largest gradient norm
 
@@ -72,7 +76,7 @@ class Settings:
 # --------------------------------------------------------------------- log-probabilities of answers
 
 
-def answer_logprobs(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+def answer_logprobs(model: Llama, rows: Sequence[Row]) -> Tensor:
     """log π(y|x) of each row's learned tokens, (B,) float32, as a minilora Llama gives it now.
     Keeps the graph where gradients are on.
     """
@@ -87,7 +91,7 @@ def answer_logprobs(model: nn.Module, rows: Sequence[Row]) -> Tensor:
 
 
 @torch.no_grad()
-def reference_logprobs(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+def reference_logprobs(model: Llama, rows: Sequence[Row]) -> Tensor:
     """log π_ref(y|x), (B,): the same weights with every adapter silenced. Raises MiniloraError if
     there is no adapter to silence.
     """
@@ -181,7 +185,7 @@ def dpo_loss(margin: Tensor) -> Tensor:
     return F.softplus(-margin).mean()
 
 
-def fit_dpo(model: nn.Module, pairs: Sequence[Pair], settings: Settings) -> list[dict]:
+def fit_dpo(model: Llama, pairs: Sequence[Pair], settings: Settings) -> list[dict]:
     """Train the active adapter on judgements. In place. One record per step: loss, margin, and log
     π_θ/π_ref of either answer (means).
 
@@ -196,7 +200,8 @@ def fit_dpo(model: nn.Module, pairs: Sequence[Pair], settings: Settings) -> list
             rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
             reference = reference_logprobs(model, rows)  # (2B,)
             policy = answer_logprobs(model, rows)
-            margin = dpo_margin(*policy.chunk(2), *reference.chunk(2), settings.beta)  # (B,)
+            (preferred, other), held = policy.chunk(2), reference.chunk(2)  # (B,) each
+            margin = dpo_margin(preferred, other, held[0], held[1], settings.beta)  # (B,)
             loss = dpo_loss(margin)
             _update(model, optimizer, loss)
             chosen, rejected = (policy - reference).chunk(2)
@@ -215,7 +220,7 @@ def fit_dpo(model: nn.Module, pairs: Sequence[Pair], settings: Settings) -> list
 
 @torch.no_grad()
 def sample_answers(
-    model: nn.Module,
+    model: Llama,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     seed: int,
@@ -258,7 +263,7 @@ def policy_gradient_loss(policy: Tensor, reference: Tensor, rewards: Tensor, bet
 
 
 def fit_policy(
-    model: nn.Module,
+    model: Llama,
     tokenizer: Tokenizer,
     examples: Sequence[dict],
     reward: Callable[[dict, str], float],

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,14 +26,13 @@ from torch import nn
 
 from ..errors import MiniloraError
 from ..system.files import atomic_folder, atomic_write
+from .config import TrainConfig, another_run
 
 KEEP = 2
 
 MANIFEST = "manifest.json"
 
 ABOUT = "run.json"
-
-MAY_CHANGE = ("save_every", "checkpointing")  # on resume: they decide no number
 
 
 def _sum(data: bytes) -> str:
@@ -48,7 +47,7 @@ def _file_sum(path: Path) -> str:
     return total.hexdigest()
 
 
-def fingerprint(rows: list) -> str:
+def fingerprint(rows: Sequence) -> str:
     return _sum(repr(rows).encode())
 
 
@@ -60,14 +59,11 @@ def require_same(path: Path, saved: dict, now: dict) -> None:
     same rows.
     """
     began, here = saved.get("settings") or {}, json.loads(json.dumps(now["settings"]))
-    rows = [side.get("batch_size", 1) * side.get("accumulate", 1) for side in (began, here)]
-    for name, value in here.items():
-        together = name in ("batch_size", "accumulate") and rows[0] == rows[1]
-        if began.get(name, value) != value and name not in MAY_CHANGE and not together:
-            raise MiniloraError(
-                f"{name} is {value!r}, and the run in {path} began with {began[name]!r}; put "
-                "it back, or begin anew with another `out` or resume=False"
-            )
+    if name := another_run(TrainConfig, began, here):
+        raise MiniloraError(
+            f"{name} is {here[name]!r}, and the run in {path} began with {began[name]!r}; put "
+            "it back, or begin anew with another `out` or resume=False"
+        )
     if (saved.get("marks") or {}).get("data", now["marks"]["data"]) != now["marks"]["data"]:
         raise MiniloraError(
             f"the rows are not those with which the run in {path} began; put them back, or "

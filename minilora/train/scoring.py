@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..system.precision import device_of, mode
 from ..text.prompts import question_and_answer
 from ..text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ..llama.model import Llama
 
 
 def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -19,8 +23,13 @@ def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]
     return ids, mask
 
 
+def is_hit(answer: str, expected: str) -> bool:
+    """Whether an answer is the wanted one: all of it, outer white space aside."""
+    return answer.strip() == expected.strip()
+
+
 def exact_match(
-    model: nn.Module,
+    model: Llama,
     tokenizer: Tokenizer,
     examples: Sequence[dict],
     batch_size: int = 32,
@@ -47,5 +56,5 @@ def exact_match(
             for i, row in zip(chunk, out[:, ids.shape[1] :].tolist()):
                 row = row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row
                 answers[i] = tokenizer.decode(row)
-    hits = sum(answer.strip() == expected.strip() for answer, (_, expected) in zip(answers, pairs))
+    hits = sum(is_hit(answer, expected) for answer, (_, expected) in zip(answers, pairs))
     return hits, len(pairs), answers

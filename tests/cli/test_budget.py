@@ -5,24 +5,40 @@ warns before it would run out.
 import argparse
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from minilora import budget
 from minilora.budget import catalog
 from minilora.budget.forms import compute
+from minilora.budget.setup import METHODS
 from minilora.budget.table import GB, binary, decimal
 from minilora.cli import budget as command
+from minilora.cli import budget_answer
 from minilora.cli import finetune as finetune_command
 from minilora.cli.main import main
-from minilora.recipes import finetune, memory_warning
+from minilora.recipes import memory_warning
+from minilora.recipes.settings import Settings
 from minilora.system import memory
 from minilora.system.files import data_folder
+from minilora.train.config import declared
 
 SEVEN = ["--model", "llama-7b", "--method", "qlora", "--rank", "8"]
+OTHER = ["--batch", "1", "--checkpointing", "--library", "transformers"]  # than finetune's
+
+
+def other(argv) -> list[str]:
+    """The defaults of `budget.estimate`, typed: the method's own precision among them."""
+    method = argv[argv.index("--method") + 1] if "--method" in argv else "qlora"
+    return [*OTHER, "--precision", METHODS.get(method, (None, "bf16"))[1]]
 
 
 def said(capsys, *argv) -> str:
+    return said_by_itself(capsys, *other(argv), *argv)
+
+
+def said_by_itself(capsys, *argv) -> str:
     assert main(["budget", *argv]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -30,7 +46,7 @@ def said(capsys, *argv) -> str:
 
 
 def complaint(capsys, *argv) -> str:
-    assert main(["budget", *argv]) == 2
+    assert main(["budget", *other(argv), *argv]) == 2
     captured = capsys.readouterr()
     assert (
         captured.out == ""
@@ -107,7 +123,11 @@ def test_json_holds_the_bytes_the_card_and_the_time(capsys):
         (["--method", "lora", "--precision", "fp32"], {"method": "lora", "precision": "fp32"}),
         (["--fused"], {"foreach": False}),
         (["--method", "inference"], {"method": "inference"}),
-        (["--library", "minilora", "--device", "cpu"], {"library": "minilora", "device": "cpu"}),
+        # torch takes AdamW's parameters one by one on a processor
+        (
+            ["--library", "minilora", "--device", "cpu"],
+            {"library": "minilora", "device": "cpu", "foreach": False},
+        ),
     ],
 )
 def test_each_option_reaches_the_estimate(capsys, argv, settings):
@@ -336,10 +356,10 @@ def test_advice_that_finetune_cannot_follow_is_marked():
         dict(method="lora", checkpointing=False, precision="fp32", batch=4, rank=64),
     ):
         for change in budget.advice.changes(budget.estimate("llama-7b", **start).setup):
-            name, _, value = command.flag(change.settings).partition(" ")
+            name, _, value = budget_answer.flag(change.settings).partition(" ")
             takes = name in known and (not known[name].choices or value in known[name].choices)
-            assert command.only_here(change.settings) == (not takes), (name, value)
-            assert bool(command.mark(change)) == (not takes)
+            assert budget_answer.only_here(change.settings) == (not takes), (name, value)
+            assert bool(budget_answer.mark(change)) == (not takes)
             seen.add((name, takes))
     assert {
         ("--optimizer", False),
@@ -352,26 +372,92 @@ def test_advice_that_finetune_cannot_follow_is_marked():
     } <= seen
 
 
-def test_the_help_names_the_options_that_finetune_lacks():
-    """What both have, what only one has, and the defaults that differ, as the parsers say it."""
-    parsers = {}
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    made = {}
     for name, each in (("budget", command), ("finetune", finetune_command)):
-        parsers[name] = argparse.ArgumentParser()
-        each.add_arguments(parsers[name])
+        made[name] = argparse.ArgumentParser(prog=name)
+        each.add_arguments(made[name])
+    return made
+
+
+def test_the_help_names_the_options_that_finetune_lacks():
+    """What both have stands in one group of the help, what only one has in another."""
+    made = parsers()
     ours, theirs = (
-        {name for action in parser._actions for name in action.option_strings}
-        for parser in parsers.values()
+        {flag for action in parser._actions for flag in action.option_strings}
+        for parser in made.values()
     )
-    assert {"--optimizer", "--fused", "--attention", "--library", "--gpu"} <= ours - theirs
-    assert all(
-        name in parsers["budget"].epilog and name in command.__doc__
-        for name in ("--optimizer", "--fused", "--attention", "--library", "--gpu", "full-bf16")
-    )
+    groups = {
+        group.title: {flag for action in group._group_actions for flag in action.option_strings}
+        for group in made["budget"]._action_groups
+    }
+    assert groups["as finetune has them"] <= theirs
+    assert not groups["what finetune has no option for"] & theirs
     assert (
-        finetune.DEFAULTS["batch"] == 16
-        and not finetune.DEFAULTS["checkpointing"]
-        and "--batch 16 --no-checkpointing" in parsers["budget"].epilog
+        ours - theirs - groups["time and cost"] - groups["what is printed"]
+        == groups["what finetune has no option for"]
     )
+
+
+def test_the_defaults_are_those_of_finetune():
+    made = parsers()
+    both = {a.dest for a in made["budget"]._actions} & set(declared(Settings))
+    assert both >= {"model", "method", "rank", "targets", "batch", "seq", "checkpointing", "code"}
+    assert budget_answer.STEPS == declared(Settings)["steps"].default
+    for name in both - {"device", "steps"}:
+        assert made["budget"].get_default(name) == declared(Settings)[name].default, name
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize(
+    "words", ["", "--method lora", "--method int8", "--method full", "--rank 4 --batch 2"]
+)
+def test_the_same_words_count_the_run_that_finetune_makes(capsys, monkeypatch, words, device):
+    monkeypatch.setattr(memory_warning, "keeps_halves", lambda device: device == "cuda")
+    argv = ["--model", "llama-7b", *words.split()]
+    found = json.loads(said_by_itself(capsys, *argv, "--device", device, "--json"))
+    typed = vars(parsers()["finetune"].parse_args(argv))
+    settings = Settings(**{n: value for n, value in typed.items() if n in declared(Settings)})
+    shape = catalog.model("llama-7b")
+    run = memory_warning.setup_of(settings, shape, device, 512)
+    assert found["peak_allocated"] == budget.estimate(run).peak_allocated
+
+
+@pytest.mark.parametrize(
+    "method, precision, library, cuda, bf16, words",
+    [
+        ("qlora", "auto", "minilora", True, True, ("qlora", "bf16")),
+        ("qlora", "auto", "minilora", True, False, ("qlora", "autocast")),
+        ("lora", "auto", "transformers", True, False, ("lora", "fp16")),
+        ("lora", "auto", "minilora", False, False, ("lora", "fp32")),
+        ("lora", "fp32", "minilora", True, True, ("lora", "fp32")),
+        ("lora", "fp16", "minilora", False, False, ("lora", "autocast")),
+        ("full", "auto", "minilora", True, True, ("mixed", None)),
+        ("full", "auto", "minilora", False, False, ("full", None)),
+    ],
+)
+def test_a_run_of_finetune_in_the_words_of_the_budget(
+    method, precision, library, cuda, bf16, words
+):
+    assert memory_warning.in_budget_words(method, precision, library, cuda, bf16) == words
+
+
+def test_a_card_without_bf16_computes_in_fp16_over_a_base_in_32_bits(capsys):
+    argv = ["--model", "llama-7b", "--method", "lora", "--batch", "1", "--gpu", "T4"]
+    old, new = (
+        json.loads(said_by_itself(capsys, *argv[:-1], card, "--json"))["setup"]["precision"]
+        for card in ("T4", "A100 80")
+    )
+    assert (old, new) == ("autocast", "bf16")
+    lines = said_by_itself(capsys, *argv).splitlines()
+    advice = [line for line in lines if "--precision bf16" in line]
+    assert advice and all("(`budget` only" in line for line in advice)
+
+
+def test_what_our_llama_cannot_run_is_counted_in_transformers_and_said(capsys):
+    text = said_by_itself(capsys, "--model", "qwen2.5-0.5b")
+    assert "note: counted in transformers' Llama: ours cannot run qwen2.5-0.5b" in text
+    assert "transformers" not in said_by_itself(capsys, "--model", "llama-7b")
 
 
 @pytest.mark.parametrize(
@@ -379,7 +465,7 @@ def test_the_help_names_the_options_that_finetune_lacks():
     [(0.41, "0.41 s"), (59, "59 s"), (300, "5.0 min"), (9000, "2.5 h"), (864000, "10.0 days")],
 )
 def test_time_is_told_as_people_do(seconds, text):
-    assert command.duration(seconds) == text
+    assert budget_answer.duration(seconds) == text
 
 
 def test_examples_epochs_and_cards_give_updates_time_and_cost(capsys):
@@ -440,7 +526,8 @@ def test_inference_reaches_the_share_that_is_asked_for(capsys):
         json.loads(said(capsys, *argv, *more))["time"] for more in ([], ["--utilisation", "0.3"])
     )
     assert (
-        usual["utilisation"] == compute.DECODING == command.DECODING and asked["utilisation"] == 0.3
+        usual["utilisation"] == compute.DECODING == budget_answer.DECODING
+        and asked["utilisation"] == 0.3
     )
     assert asked["tokens_per_second"] == pytest.approx(usual["tokens_per_second"] / 2)
 
@@ -504,7 +591,7 @@ def test_the_impossible_gets_one_line(capsys, argv, message):
 
 
 def settings(**more):
-    return {**finetune.DEFAULTS, "data": "x", "batch": 16, **more}
+    return Settings(data="x", **more)
 
 
 BASE = data_folder() / "base"
@@ -571,7 +658,7 @@ def test_a_run_that_would_not_fit_is_named_with_a_remedy_that_helps(method):
 def test_another_method_is_counted_with_the_precision_and_rank_that_were_asked_for(more):
     asked = settings(**{"method": "lora", **more})
     setup = memory_warning.setup_of(asked, BASE, "cpu", 100)
-    really = memory_warning.setup_of({**asked, "method": "qlora"}, BASE, "cpu", 100)
+    really = memory_warning.setup_of(replace(asked, method="qlora"), BASE, "cpu", 100)
     assert (
         memory_warning.takes(setup, asked, method="qlora") == budget.estimate(really).with_context
     )
@@ -585,22 +672,9 @@ def test_where_nothing_helps_another_machine_is_named():
     assert "smaller model" in memory_warning.warning(settings(), BASE, "cpu", 200, 1000)
 
 
-def test_what_is_free_is_asked_of_the_system(tmp_path, monkeypatch):
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n")
-    most, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(memory, "MEMINFO", info)
-    monkeypatch.setattr(memory, "GROUPS", ((most, used),))
-    assert memory.available("cpu") == 8_192_000_000
-    most.write_text("3000000000\n"), used.write_text("1000000000\n")
-    assert memory.available("cpu") == 2_000_000_000
-    most.write_text("max\n")
-    assert memory.available("cpu") == 8_192_000_000
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "nowhere")
-    assert (
-        memory.available("cpu") is None
-        and memory_warning.warning(settings(), BASE, "cpu", 100) is None
-    )
+def test_where_the_system_does_not_say_what_is_free_there_is_no_warning(monkeypatch):
+    monkeypatch.setattr(memory, "_system", lambda: None)
+    assert memory_warning.warning(settings(), BASE, "cpu", 100) is None
 
 
 def test_finetune_warns_and_trains_all_the_same(tmp_path, capsys, monkeypatch):

@@ -236,15 +236,11 @@ def test_the_base_under_an_int8_adapter_is_int8_again(tiny_folder, data, runs):
     """In evaluate, generate and merge alike, unless --code says otherwise; and a base alone where
     --code asks for it.
     """
-    import argparse
-
     from minilora.qlora.int8 import Int8Linear
     from minilora.recipes import load
 
     def layer(adapter, code):
-        model, _ = load.load(
-            argparse.Namespace(model=str(tiny_folder), adapter=adapter, code=code, device="cpu")
-        )
+        model, _ = load.load(str(tiny_folder), adapter, code, "cpu")
         query = model.model.layers[0].self_attn.q_proj
         return query.base if adapter else query
 
@@ -320,8 +316,8 @@ def test_help_lists_every_command(capsys):
 
 def test_help_and_typing_errors_load_no_torch():
     code = (
-        "import sys; from minilora.cli.main import main; main(['finetune', '--help']); main(['tune']); "
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from minilora.cli.main import main; main(['finetune', '--help']); "
+        "main(['tune']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 

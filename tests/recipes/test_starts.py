@@ -5,7 +5,6 @@ Tolerance: 1e-4 nats of about 4; PiSSA's and LoftQ's split of the base is comput
 where the last bits may differ.
 """
 
-import argparse
 import json
 
 import pytest
@@ -74,10 +73,7 @@ def finetune(tiny_folder, data, out, *more):
 
 
 def loss_as_read(model, adapter, data):
-    args = argparse.Namespace(
-        model=str(model), adapter=adapter and str(adapter), code=None, device="cpu"
-    )
-    model, tokenizer = load.load(args)
+    model, tokenizer = load.load(str(model), adapter and str(adapter), device="cpu")
     return evaluate_loss(model, encode_rows(read_split(data, "valid"), tokenizer))
 
 
