@@ -216,6 +216,27 @@ def test_a_refused_adapter_leaves_the_model_as_it_was():
         broken(IDS)
 
 
+def test_silence_lasts_until_the_outermost_block_ends():
+    """A reference pass inside a reference pass, as in a preference loss that calls a helper."""
+    model, start = tiny(), tiny()(IDS)
+    scramble(lora.add_lora(model, 4))
+    adapted = model(IDS)
+    with lora.disabled(model):
+        with lora.disabled(model):
+            assert torch.equal(model(IDS), start)
+        assert torch.equal(model(IDS), start)
+        with pytest.raises(ZeroDivisionError), lora.disabled(model):
+            raise ZeroDivisionError
+        assert torch.equal(model(IDS), start)
+    assert torch.equal(model(IDS), adapted)
+    with lora.mixed_batch(model, ["default", "__base__"]):
+        with lora.mixed_batch(model, ["__base__", "__base__"]):
+            assert torch.equal(model(IDS), start)
+        mixed = model(IDS)
+        assert torch.equal(mixed[1], start[1]) and not torch.equal(mixed[0], start[0])
+    assert torch.equal(model(IDS), adapted)
+
+
 def test_a_refused_switch_leaves_the_old_adapter_speaking():
     model = tiny()
     for name in ("a", "b"):
