@@ -3,15 +3,18 @@ one.
 
 What it replaces: `open(path, "w")`, which truncates first and fills later.
 How it works: write beside the target under a temporary name, flush to the disk, then rename; a
-rename within one folder is atomic on POSIX and on NTFS. A folder is written beside its target in
-the same way and swapped in.
+rename within one folder is atomic on POSIX and on NTFS. Then the folder is flushed too, for it is
+the folder that holds the new name: without that a power cut may bring the old file back. A folder
+is written beside its target in the same way and swapped in.
 What it leaves out: locks between two processes that write the same path; the last rename wins.
+Windows opens no folder, so there the new name is in the system's hands.
 Where numerics differ: nowhere; bytes go through untouched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -20,6 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import MiniloraError
+
+# what file systems answer that cannot flush a folder, network drives for the most part
+REFUSED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
 
 def course_folder() -> Path:
@@ -60,6 +66,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_folder(path: Path) -> None:
+    """Force the names in a folder to the disk, so that a rename in it outlives a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _from_disk(error: Exception) -> bool:
     """True for what the system refused; safetensors, written in Rust, reports that in an exception
     of its own.
@@ -95,6 +115,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         _sync(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except Exception as error:
         if not _from_disk(error):
             raise
@@ -126,8 +147,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         if path.exists():
             for file in temporary.iterdir():
                 os.replace(file, path / file.name)
+            _sync_folder(path)
         else:
+            _sync_folder(temporary)
             os.replace(temporary, path)
+            _sync_folder(path.parent)
     except Exception as error:
         if not _from_disk(error):
             raise

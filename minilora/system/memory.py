@@ -22,7 +22,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from ..errors import MemoryFull, MiniloraError
+from . import scratch
 
 SIGNS = (
     "out of memory",
@@ -52,12 +55,13 @@ def asked(error: BaseException) -> str:
 
 
 def release(error: BaseException) -> None:
-    """Drop what the frames of `error` hold, and what torch keeps of it on a GPU."""
+    """Drop what the frames of `error` hold, what torch keeps of it on a GPU, and scratch memory."""
     # frames that still run, ours and the caller's, keep theirs
     traceback.clear_frames(error.__traceback__)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+    scratch.free()
 
 
 @contextlib.contextmanager
@@ -83,8 +87,7 @@ def named(
         raise MemoryFull(f"{told}; {remedy() if callable(remedy) else remedy}", told) from None
 
 
-MEMINFO = Path("/proc/meminfo")
-
+# a container's limit and what it uses of it, in the newer and in the older form
 GROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -95,26 +98,30 @@ GROUPS = (
 
 
 def available(device: str) -> int | None:
-    """Bytes that are free on the device; None where the system does not say."""
+    """Bytes that are free on the device: on a processor what the system, the container and the
+    limit of this process leave. None where the system does not say.
+    """
     if device.startswith("cuda"):
         import torch
 
         # the name "cuda" alone is refused by older torch
         return torch.cuda.mem_get_info(torch.device(device).index)[0]
-    found = []
-    if MEMINFO.is_file():
-        fields = dict(
-            line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line
-        )
-        if "MemAvailable" in fields:
-            found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    system = _system()
+    if system is None:
+        return None
+    found = [system, _addresses_left()]
     for most, used in GROUPS:
         if most.is_file() and used.is_file() and most.read_text().strip().isdigit():
             found.append(int(most.read_text()) - int(used.read_text()))
-    limit = _addresses_left()
-    if found and limit is not None:
-        found.append(limit)
-    return max(0, min(found)) if found else None
+    return max(0, min(each for each in found if each is not None))
+
+
+def _system() -> int | None:
+    """Bytes that programs can have without swapping, on Linux, macOS and Windows."""
+    try:
+        return psutil.virtual_memory().available
+    except (OSError, RuntimeError, ValueError):  # a container without /proc, say
+        return None
 
 
 def _addresses_left() -> int | None:
@@ -125,6 +132,4 @@ def _addresses_left() -> int | None:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     except ImportError:  # Windows
         return None
-    if limit == resource.RLIM_INFINITY:
-        return None
-    return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return None if limit == resource.RLIM_INFINITY else limit - psutil.Process().memory_info().vms

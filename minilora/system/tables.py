@@ -1,10 +1,13 @@
 """A table that reads well in a terminal, in a notebook and on a README page.
 
 What it replaces: pandas, for a few rows that are shown and never computed with.
-How it works: cells are text already. `str(table)` pads the columns; numbers, which are cells that
-start with a digit, a sign or ≈, stand to the right. A notebook shows `_repr_html_`, where every
-cell is escaped; `markdown()` is for README files.
-What it leaves out: sorting, merging of cells, colours.
+How it works: cells are text already. `str(table)` is lined up by tabulate, which knows letters that
+are two columns wide (wcwidth); numbers, which are cells that start with a digit, a sign or ≈, stand
+to the right. A notebook shows `_repr_html_`, where every cell is escaped; `markdown()` is for the
+pages of the repository. Both are written here: tabulate's HTML breaks short cells over lines, and
+its markdown pads every cell, so that one longer name would change each line of a committed table,
+and leaves a | in a cell as it is.
+What it leaves out: sorting, merging of cells, colours, spaces before the text of a cell.
 Where numerics differ: nowhere; who makes the table rounds.
 """
 
@@ -12,22 +15,13 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 from collections.abc import Sequence
+
+from tabulate import tabulate
 
 NUMERIC = re.compile(
     r"[-+−±≈<>≤≥]?\s?[\d.,]+(?:[eE][-+]?\d+)?(?:\s?(?:[a-zA-Zµ%°×·/]+|[kMGTP]i?B))?"
 )
-
-
-def width(text: str) -> int:
-    """Columns that a text takes in a terminal: wide signs two, marks that stand on the letter
-    before them none.
-    """
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
 
 
 class Table:
@@ -53,16 +47,14 @@ class Table:
         ]
 
     def __str__(self) -> str:
-        lines = [self.columns, *self.rows]
-        widths = [max(width(line[i]) for line in lines) for i in range(len(self.columns))]
-        text = []
-        for line in lines:
-            padded = (
-                " " * (w - width(c)) + c if right else c + " " * (w - width(c))
-                for c, w, right in zip(line, widths, self.right)
-            )
-            text.append("  ".join(padded).rstrip())
-        return "\n".join([*text, *([self.note] if self.note else [])])
+        # the titles as a first row: as headers they would get two more columns each
+        text = tabulate(
+            [self.columns, *self.rows],
+            tablefmt="plain",
+            colalign=["right" if right else "left" for right in self.right],
+            disable_numparse=True,
+        )
+        return "\n".join([text, *([self.note] if self.note else [])])
 
     __repr__ = __str__
 
@@ -79,7 +71,8 @@ class Table:
     def _repr_html_(self) -> str:
         body = "".join(self._line(row, "td") for row in self.rows)
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
-        return f"<table><thead>{self._line(self.columns, 'th')}</thead><tbody>{body}</tbody></table>{note}"
+        head = self._line(self.columns, "th")
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{note}"
 
     def markdown(self) -> str:
         """The table as GitHub reads it, its note as a paragraph below."""

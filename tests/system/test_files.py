@@ -1,6 +1,8 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
+import stat
 
 import pytest
 
@@ -88,3 +90,80 @@ def test_the_course_is_what_the_wheel_carries_or_the_repository(tmp_path, monkey
     (carried / "data").mkdir(parents=True)
     assert files.data_folder() == carried / "data"
     assert files.results_folder() == carried / "benchmarks" / "results"
+
+
+# ------------------------------------------------------------------------------ what a disk is told
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What is asked of the system, in order: ("fsync", inode) and ("replace", name)."""
+    seen, fsync, replace = [], os.fsync, os.replace
+
+    def on_fsync(descriptor):
+        seen.append(("fsync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def on_replace(source, target):
+        seen.append(("replace", os.path.basename(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", on_fsync)
+    monkeypatch.setattr(os, "replace", on_replace)
+    return seen
+
+
+def folder_flushed(path):
+    """The folder's own flush, which Windows does not have."""
+    return [("fsync", path.stat().st_ino)] if hasattr(os, "O_DIRECTORY") else []
+
+
+def test_bytes_are_on_the_disk_before_the_rename_and_the_name_after_it(tmp_path, events):
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+        written = temporary.stat().st_ino
+    assert events == [("fsync", written), ("replace", "file"), *folder_flushed(tmp_path)]
+
+
+def test_the_same_for_a_new_folder_and_for_one_that_is_there(tmp_path, events):
+    path = tmp_path / "state"
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+        written = (temporary / "a").stat().st_ino
+    assert events == [
+        ("fsync", written),
+        *folder_flushed(path),  # its inode is that of the temporary one
+        ("replace", "state"),
+        *folder_flushed(tmp_path),
+    ]
+    events.clear()
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("2")
+        written = (temporary / "a").stat().st_ino
+    assert events == [("fsync", written), ("replace", "a"), *folder_flushed(path)]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="no folder is flushed here")
+def test_a_file_system_that_flushes_no_folder_is_borne_and_a_broken_disk_is_not(
+    tmp_path, monkeypatch
+):
+    fsync = os.fsync
+
+    def refusing(number):
+        def on_fsync(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            fsync(descriptor)
+
+        return on_fsync
+
+    monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "file").read_text() == "x"
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with (
+        pytest.raises(MiniloraError, match="cannot write .*file: "),
+        atomic_write(tmp_path / "file") as temporary,
+    ):
+        temporary.write_text("y")
