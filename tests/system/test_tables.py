@@ -23,6 +23,7 @@ def test_numbers_stay_as_they_were_written():
         "  1e-5   1.50  nan",
         "≈ 2 GB  10.00  0x1",
     ]
+    assert str(Table(["4", "8"], [["1.50", "2.00"]])).splitlines() == ["   4     8", "1.50  2.00"]
     assert str(Table(["only", "titles"], [])) == "only  titles"
 
 
