@@ -310,3 +310,26 @@ def test_the_policy_learns_what_is_rewarded_and_a_stronger_penalty_keeps_it_near
 def test_what_would_train_nothing_is_said(model, rows, tokenizer, fault, match):
     with pytest.raises(MiniloraError, match=match):
         fault(model, [preference.Pair(rows[0], rows[1])], tokenizer)
+
+
+@pytest.mark.parametrize("method", ["dpo", "policy"])
+def test_dropout_is_off_in_policy_and_reference(tiny_folder, tokenizer, rows, method):
+    """With it on, log-ratios and answers would differ by noise; the model's own mode comes back."""
+
+    def run(dropout):
+        torch.manual_seed(0)
+        model = lora.add_lora(Llama.from_pretrained(tiny_folder), rank=2, dropout=dropout).train()
+        for parameter in lora.trainable_parameters(model):
+            parameter.data = 0.1 * torch.randn(parameter.shape)
+        settings = preference.Settings(steps=2, batch_size=3)
+        if method == "dpo":
+            pairs = [preference.Pair(a, b) for a, b in zip(rows, rows[1:])]
+            found = preference.fit_dpo(model, pairs, settings)
+        else:
+            found = preference.fit_policy(
+                model, tokenizer, EXAMPLES, lambda example, answer: len(answer), settings, 4
+            )
+        assert model.training
+        return found
+
+    assert run(0.5) == run(0.0)

@@ -1,10 +1,11 @@
 """Scoring: an answer belongs to its question, not to its batch."""
 
+import pytest
 import torch
 
 from minilora.llama import Llama
 from minilora.text import Tokenizer, encode_prompt
-from minilora.train.scoring import exact_match
+from minilora.train.scoring import exact_match, is_hit
 
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch(tiny_folder):
@@ -25,3 +26,47 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(tiny_folder):
         torch.tensor([ids]), len(tokenizer.encode("the cat")) + 4, stop=tokenizer.eos_id
     )[0, len(ids) :]
     assert tokenizer.decode(alone) == answers[0][0]
+
+
+class Speaker(torch.nn.Module):
+    """Says to each prompt what the table says, however the batch is made."""
+
+    def __init__(self, tokenizer, table):
+        super().__init__()
+        self.tokenizer, self.table = tokenizer, table
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.widths = []
+
+    def generate(self, ids, new, attention_mask, stop):
+        self.widths.append(ids.shape[0])
+        assert not self.training, "scored in training mode"
+        rows = []
+        for row, mask in zip(ids.tolist(), attention_mask.tolist()):
+            own = tuple(token for token, seen in zip(row, mask) if seen)
+            said = [*self.tokenizer.encode(self.table[own]), stop][:new]
+            rows.append(row + said + [stop] * (new - len(said)))
+        return torch.tensor(rows)
+
+
+SAID = {
+    "right": ("the cat", "the cat"),
+    "white space": (" the cat\n", "the cat"),
+    "begins as wanted": ("the cat sat", "the cat"),
+    "the wanted's beginning": ("the", "the cat"),
+    "ends as wanted": ("on the cat", "the cat"),
+    "another": ("the dog", "the cat"),
+    "another case": ("The cat", "the cat"),
+    "silence": ("", "the cat"),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_only_the_whole_answer_is_a_hit(tiny_folder, batch):
+    tokenizer = Tokenizer.from_pretrained(tiny_folder)
+    examples = [{"prompt": name, "response": wanted} for name, (_, wanted) in SAID.items()]
+    table = {tuple(encode_prompt(name, tokenizer)): said for name, (said, _) in SAID.items()}
+    speaker = Speaker(tokenizer, table).train()
+    hits, number, answers = exact_match(speaker, tokenizer, examples, batch)
+    assert [is_hit(a, w) for a, (_, w) in zip(answers, SAID.values())] == [True] * 2 + [False] * 6
+    assert (hits, number) == (2, 8) and max(speaker.widths) == min(batch, 8) and speaker.training
+    assert [answer.strip() for answer in answers] == [said.strip() for said, _ in SAID.values()]
