@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..system.machine import card_has_bf16
 from .catalog import GPU, cards, words
 from .measure.allocator import WORKSPACE, WORKSPACE_HOPPER
 
@@ -41,7 +42,7 @@ def card(device: str) -> GPU | None:
     if found is None:
         halves = (
             {"bf16": float("nan"), "fp16": float("nan")}
-            if told.major >= 8
+            if card_has_bf16(told.major)
             else {"fp16": float("nan")}
         )
         return GPU(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import MiniloraError
 from ..recipes import load
+from ..system.machine import card_has_bf16
 
 PACKAGES = (
     "torch",
@@ -83,7 +84,8 @@ def _bitsandbytes(deep: bool) -> str:
 
 
 def _gpu_line(name: str, memory: float, major: int) -> str:
-    half = "bf16" if major >= 8 else "no bf16, so `--precision auto` takes fp16 with loss scaling"
+    without = "no bf16, so `--precision auto` takes fp16 with loss scaling"
+    half = "bf16" if card_has_bf16(major) else without
     return f"{name}, {memory / 1e9:.1f} GB, {half}"
 
 

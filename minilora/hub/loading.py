@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MiniloraError
 from ..qlora.base import INT8, load_base, recipe, resolve
 from ..system.memory import full
-from ..system.precision import pick_device
+from ..system.precision import has_bf16, pick_device
 from .bnb_faults import cure
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def compute_dtype(device: str) -> torch.dtype:
 
     if not device.startswith("cuda"):
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if has_bf16(device) else torch.float16
 
 
 def tokenizer(name: str) -> Tokenizer:

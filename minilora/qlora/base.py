@@ -69,6 +69,7 @@ def load_base(folder: Path, device: str, quantization: dict | None = None, train
     import torch
 
     from ..llama.model import Llama
+    from ..system.precision import has_bf16
 
     if packed(folder):
         if trained or quantization:
@@ -78,9 +79,7 @@ def load_base(folder: Path, device: str, quantization: dict | None = None, train
         from .checkpoint import load_quantized
 
         return load_quantized(folder, device=device)
-    half = (
-        device.startswith("cuda") and not trained and torch.cuda.get_device_capability() >= (8, 0)
-    )
+    half = has_bf16(device) and not trained
     model = Llama.from_pretrained(
         folder, dtype=torch.bfloat16 if half else torch.float32, device=device
     )

@@ -107,9 +107,9 @@ def keeps_halves(device: str) -> bool:
     """Whether a frozen base is kept in 16 bits there: on a card with bf16, as `load_base`
     does.
     """
-    import torch
+    from ..system.precision import has_bf16
 
-    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
+    return has_bf16(device)
 
 
 def targets_of(text: str) -> str:

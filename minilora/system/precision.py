@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import MiniloraError
+from .machine import card_has_bf16
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -26,6 +27,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def has_bf16(device: torch.device | str) -> bool:
+    """Whether bf16 is the format to compute in on this device: on NVIDIA cards from Ampere on.
+
+    False on a processor, where it works and is seldom faster than fp32, and on a Mac's GPU.
+    """
+    device = torch.device(device)
+    return device.type == "cuda" and card_has_bf16(torch.cuda.get_device_capability(device)[0])
+
+
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,7 +46,7 @@ def settle_precision(model: nn.Module, precision: str) -> str:
     device = device_of(model)
     if precision != "auto" or device.type != "cuda":
         return "fp32" if precision == "auto" else precision
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if has_bf16(device) else "fp16"
 
 
 def autocast(model: nn.Module, precision: str):
