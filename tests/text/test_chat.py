@@ -5,6 +5,7 @@ errors that are seen.
 import gc
 import re
 import threading
+import types
 import weakref
 import xml.etree.ElementTree as ElementTree
 
@@ -17,7 +18,7 @@ from minilora.course.explore.live import LossPicture
 from minilora.errors import MiniloraError
 from minilora.llama import Config, Llama
 from minilora.llama.generate import generate
-from minilora.text.chat import Conversation, Stream, reply
+from minilora.text.chat import Conversation, Stream, answer_ends, reply
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,45 @@ def test_stop_ends_an_answer_and_keeps_what_is_there(pair):
     assert [turn["role"] for turn in talk.turns] == ["user", "assistant"] and talk.turns[1][
         "content"
     ] == cut
+
+
+@pytest.mark.parametrize(
+    "own, ends", [(None, [2]), (2, [2]), (7, [2, 7]), ([9, 7], [2, 7, 9]), ([], [2])]
+)
+def test_an_answer_ends_where_tokenizer_or_configuration_say(pair, own, ends):
+    """Llama 3's configuration names several ends, of which the tokenizer knows one."""
+    model = types.SimpleNamespace(config=types.SimpleNamespace(eos_token_id=own))
+    assert answer_ends(model, pair[1]) == ends
+
+
+def test_an_end_is_not_shown_and_nothing_behind_it(pair):
+    """The second token of an answer, declared an end by the configuration alone."""
+    model, tokenizer = pair
+    ids = text.encode_prompt("who", tokenizer)
+    drawn = generate(model, torch.tensor([ids]), 8, temperature=0.9, seed=3, stop=[])
+    first, second = drawn[0, len(ids) : len(ids) + 2].tolist()
+    other = Llama(Config(**(vars(model.config) | {"eos_token_id": [2, second]})))
+    other.load_state_dict(model.state_dict())
+    pieces = []
+    answer = reply(other, tokenizer, ids, 8, show=pieces.append, temperature=0.9, seed=3)
+    assert first != second and answer == "".join(pieces) == tokenizer.decode([first])
+
+
+def test_an_answer_ends_where_the_positions_do(pair):
+    model, tokenizer = pair
+    room, count = model.config.max_position_embeddings, []
+    ids = (text.encode_prompt("who", tokenizer) * 100)[: room - 3]
+    reply(model, tokenizer, ids, 40, stop=lambda: bool(count.append(1)), temperature=0.9, seed=3)
+    assert 0 < len(count) <= 3
+
+
+def test_a_conversation_draws_as_it_was_told_to(pair):
+    model, tokenizer = pair
+    ids = text.encode_prompt("who", tokenizer)
+    for sampling in ({}, {"temperature": 0.9, "seed": 3}, {"temperature": 0.9, "seed": 4}):
+        talk = Conversation(model, tokenizer, max_new=12, **sampling)
+        assert talk.ask("who") == reply(model, tokenizer, ids, 12, **sampling)
+    assert talk.ask("who") != talk.turns[1]["content"]  # the second question has a history
 
 
 def test_the_oldest_turns_go_when_the_room_is_full(pair):
