@@ -167,7 +167,17 @@ def weighted_loss(model, ids: Tensor, answer: Tensor, weight: float) -> Tensor:
     return (losses * share.flatten()).sum() / share.sum()
 
 
+def require_muon() -> None:
+    """Raise MiniloraError where torch is too old for it; all else runs from torch 2.5 on."""
+    if not hasattr(torch.optim, "Muon"):
+        raise MiniloraError(
+            f"pretraining steps with torch.optim.Muon, which torch {torch.__version__} does not "
+            "have; it came with 2.9: pip install 'torch>=2.9'"
+        )
+
+
 def optimizers(model, plan: Plan) -> list[torch.optim.Optimizer]:
+    require_muon()
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
@@ -352,6 +362,7 @@ def run(
     """Tokenizer, training, checkpoint and card: a share of the plan's steps from stage `first` on.
     Returns the last examination.
     """
+    require_muon()  # before minutes go into the tokenizer
     if share != 1:
         plan = replace(plan, stages=tuple(shrink(stage, share) for stage in plan.stages))
     made = corpus()

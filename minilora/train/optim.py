@@ -27,6 +27,7 @@ import numpy as np
 
 from ..errors import MiniloraError
 from ..quantize.codebooks import dynamic_levels
+from ..quantize.kernels.plain import SMALLEST_SCALE
 
 
 def fma(a, x, y):
@@ -257,7 +258,7 @@ def encode(x, signed: bool = True, block: int = 256, bins: int | None = None):
     filler = _zeros(flat[:1]).repeat(-flat.shape[0] % block)  # the last block may be short
     rows = xp.concatenate([flat, filler]).reshape(-1, block)
     absmax = xp.amax(xp.abs(rows), 1)
-    held = absmax > 1e-38  # below, 1/absmax overflows; such a block becomes zero
+    held = absmax > float(SMALLEST_SCALE)  # below, 1/absmax overflows; such a block becomes zero
     scaled = rows * xp.where(held, 1 / xp.where(held, absmax, 1), 0)[:, None]
     if bins:
         scaled = xp.floor((scaled + 1) * ((bins - 1) / 2) + 0.5) * (2 / (bins - 1)) - 1

@@ -3,6 +3,8 @@ say.
 """
 
 import json
+import subprocess
+import sys
 from itertools import islice
 
 import pytest
@@ -144,3 +146,35 @@ def test_an_answer_counts_only_if_all_its_tokens_are_right(right, expected):
         ("Who?", expected),
         ("What?", True),
     ]
+
+
+def test_an_old_torch_is_named_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    """torch 2.5, which the package allows, has no Muon: one line, and the version to install."""
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(MiniloraError, match=r"pip install 'torch>=2\.9'") as told:
+        pretrain.optimizers(torch.nn.Linear(2, 2), small_plan())
+    assert "\n" not in str(told.value) and torch.__version__ in str(told.value)
+    monkeypatch.setattr(pretrain, "corpus", lambda: pytest.fail("work was done in vain"))
+    assert main(["pretrain", "--out", str(tmp_path / "base")]) == 2
+    printed = capsys.readouterr()
+    assert "torch>=2.9" in printed.out + printed.err and not list(tmp_path.iterdir())
+
+
+WITHOUT_MUON = """
+import sys, torch
+del torch.optim.Muon
+from minilora.cli.main import main
+folder, data, out = sys.argv[1:]
+sys.exit(main(["finetune", "--model", folder, "--data", data, "--out", out, "--steps", "1",
+               "--batch", "1", "--rank", "1", "--method", "qlora"]))
+"""
+
+
+@pytest.mark.slow
+def test_without_muon_all_else_runs(tiny_folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "the cat", "response": "sat"}\n' * 4)
+    command = [sys.executable, "-c", WITHOUT_MUON, str(tiny_folder), str(data), str(tmp_path / "a")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "a/adapter_model.safetensors").is_file()
