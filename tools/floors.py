@@ -23,7 +23,7 @@ from .project import ROOT, lessons, pyproject
 
 FOLDER = ROOT / ".venv-floors"
 EXTRAS = ("notebooks", "hub")
-LESSONS = ("start-here", "next-token", "lora", "qlora", "audit-the-papers")  # 00 02 08 10, the last
+LESSONS = ("start-here", "next-token", "lora", "qlora", "real-gpu", "audit-the-papers")
 LEFT_AT_ITS_PIN = "torch"
 BOUND = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([\w.]+)")
 

@@ -29,7 +29,7 @@ REFUSED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
 
 def course_folder() -> Path:
-    """What the course is made of: `data/`, `notebooks/`, `benchmarks/results/`, README.md.
+    """What the course is made of: `data/`, `notebooks/`, `benchmarks/results/`.
 
     It is what the wheel carries inside the package, or in a clone the repository.
     """

@@ -1,12 +1,9 @@
-"""`make lab` really serves lesson 00, and the setup cell really fetches the course where it is
-missing.
-"""
+"""`make lab` really serves lesson 00."""
 
 import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -14,8 +11,7 @@ import urllib.request
 
 import pytest
 
-from tools import lesson_parts
-from tools.project import ROOT, tag
+from tools.project import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -85,61 +81,3 @@ def test_make_lab_serves_lesson_00(tmp_path):
         os.killpg(process.pid, signal.SIGTERM)
         process.stdout.close()
         process.wait(30)
-
-
-def _git(folder, *arguments):
-    identity = [
-        "-c",
-        "user.name=test",
-        "-c",
-        "user.email=test@example.org",
-        "-c",
-        "init.defaultBranch=main",
-        "-c",
-        "commit.gpgsign=false",
-    ]
-    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
-
-
-def test_the_setup_cell_fetches_the_course_where_it_is_missing(tmp_path):
-    """As on Colab: no minilora anywhere, an empty folder, a repository with a tag. Run twice, as
-    after a restart of the kernel.
-    """
-    remote = tmp_path / "remote"
-    (remote / "minilora").mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "check.py"):
-        (remote / "minilora" / name).write_bytes((ROOT / "minilora" / name).read_bytes())
-    (remote / "minilora" / "exercises").mkdir()
-    (remote / "minilora" / "exercises" / "__init__.py").write_bytes(
-        (ROOT / "minilora" / "exercises" / "__init__.py").read_bytes()
-    )
-    try:
-        _git(remote, "init", "--quiet")
-        _git(remote, "add", ".")
-        _git(remote, "commit", "--quiet", "-m", "course")
-        _git(remote, "tag", tag())
-    except OSError:
-        pytest.skip("git is not installed")
-    cell = lesson_parts.SETUP.format(tag=tag(), repository=remote.as_uri())
-    # take this clone away from the interpreter: its folder, and the finder of an editable install
-    hide = (
-        "import sys; sys.path[:] = [p for p in sys.path if p != sys.argv[1]]\n"
-        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
-    )
-    elsewhere = tmp_path / "content"
-    elsewhere.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    for _ in range(2):
-        code = hide + cell + "\nprint(minilora.__file__)"
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(ROOT)],
-            cwd=elsewhere,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[0].endswith("is ready")
-        assert done.stdout.splitlines()[1] == str(
-            elsewhere / "minilora-course" / "minilora" / "__init__.py"
-        )

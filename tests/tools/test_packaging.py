@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from tools import environment, project, readme
+from tools import environment, floors, project, readme
 
 PROJECT = project.pyproject()
 ALL = [Requirement(text) for text in environment.requirements(PROJECT)]
@@ -92,6 +92,32 @@ def test_colab_can_install_it():
     ranges = {r.name: r.specifier for r in ALL}
     assert ranges["ipywidgets"].contains("7.7.1") and ranges["ipywidgets"].contains("8.1.9")
     assert ranges["torch"].contains("2.11.0") and ranges["numpy"].contains("2.1.3")
+
+
+def test_the_floors_are_the_lower_bounds():
+    """Each dependency of the package and its lessons, at the oldest version its range holds."""
+    pins = [Requirement(text) for text in floors.pins(PROJECT)]
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["notebooks"], *extras["hub"]]
+    ranges = {r.name: r.specifier for r in map(Requirement, wanted)}
+    assert [pin.name for pin in pins] == list(ranges)
+    for pin in pins:
+        (exact,) = pin.specifier
+        (lowest,) = [s for s in ranges[pin.name] if s.operator == ">="]
+        left = PINS[floors.LEFT_AT_ITS_PIN].specifier
+        assert exact.operator == "=="
+        assert exact.version == lowest.version or (pin.name == "torch" and pin.specifier == left)
+
+
+def test_a_dependency_without_a_floor_is_refused():
+    extras = {"notebooks": [], "hub": ["peft<1"]}
+    with pytest.raises(SystemExit, match="gives 'peft<1' no lower bound"):
+        floors.pins({"project": {"dependencies": [], "optional-dependencies": extras}})
+
+
+def test_the_floors_run_the_lessons_that_lean_on_libraries():
+    numbers = [path.name[:2] for path in floors.chosen()]
+    assert {"00", "02", "08", "10", "14"} <= set(numbers)
 
 
 def test_every_dependency_says_what_it_is_for():
