@@ -12,6 +12,7 @@ What it leaves out: packing (examples stay whole), several datasets at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from ..train.run_folder import RunFolder
 
 Say = Callable[[str], object]
+
+
+def tell(line: str) -> None:
+    """Print at once: who reads a run's lines from a pipe or a file wants to see it go on."""
+    print(line, flush=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def run(
     out: str | os.PathLike,
     *,
     overwrite: bool = False,
-    say: Say = print,
+    say: Say = tell,
     watched: bool | None = None,
 ) -> Result:
     """Train by `settings` into the folder `out`. Raises MiniloraError for what cannot be, before
@@ -94,7 +100,7 @@ def resume(
     out: str | os.PathLike,
     given: Mapping[str, Any] | None = None,
     *,
-    say: Say = print,
+    say: Say = tell,
     watched: bool | None = None,
 ) -> Result:
     """Go on with the run in `out` from its last good state; where there is none, begin it with what
@@ -196,19 +202,16 @@ def _train(
 class Reporter:
     """Ten lines of a run that stay: below one another in a file, above the bar on a terminal."""
 
-    def __init__(self, steps: int, say: Say = print, watched: bool = False):
+    def __init__(self, steps: int, say: Say, watched: bool):
         self.steps, self.every = steps, max(1, steps // 10)
-        self.say = self._above_the_bar if watched else say
-
-    @staticmethod
-    def _above_the_bar(line: str) -> None:
-        from tqdm.auto import tqdm
-
-        tqdm.write(line)
+        self.say, self.watched = say, watched
 
     def __call__(self, step: int, loss: float) -> None:
+        from tqdm.auto import tqdm
+
         if step % self.every == 0 or step == self.steps:
-            self.say(f"step {step}/{self.steps} loss {loss:.4f}")
+            with tqdm.external_write_mode() if self.watched else contextlib.nullcontext():
+                self.say(f"step {step}/{self.steps} loss {loss:.4f}")
 
 
 def _require_same(saved: Mapping, marks: Mapping, settings: Settings) -> None:
@@ -227,7 +230,7 @@ def _require_same(saved: Mapping, marks: Mapping, settings: Settings) -> None:
 
 
 def read_rows(
-    settings: Settings, tokenizer: Tokenizer, positions: int, say: Say = print
+    settings: Settings, tokenizer: Tokenizer, positions: int, say: Say = tell
 ) -> tuple[list[Row], list[Row]]:
     """Encoded training and validation rows; a single file has no validation rows."""
     from ..text.examples import read_split
