@@ -67,7 +67,7 @@ def reading_minutes(path: Path) -> int:
     for cell in cells:
         tags = set(cell["metadata"].get("tags", []))
         exercises += "exercise" in tags
-        if not tags & {"badges", "setup", "check", "solution"}:
+        if not tags & {"badges", "setup", "map", "next", "check", "solution"}:
             words += len("".join(cell["source"]).split())
     minutes = words / WORDS_A_MINUTE + MINUTES_AN_EXERCISE * exercises
     return max(5, 5 * round(minutes / 5))

@@ -1,58 +1,114 @@
-"""The two cells that every lesson has alike: its badges and its setup cell.
+"""The cells that are written for the lessons: badges, first cell, map of the course, way onward.
 
-How it works: a markdown cell tagged `badges` and the first code cell, tagged `setup`, are written
-from here and from the one repository address in pyproject.toml.
-`python -m tools.run_notebooks --parts` rewrites them; the tests compare.
+How it works: a cell tagged `badges`, `setup`, `map` or `next` is filled from here, from the titles
+in course_table.py, from the notebooks that there are and from the one repository address in
+pyproject.toml. `python -m tools.run_notebooks --parts` rewrites them; the tests compare. While the
+repository has no address, a line of text stands in place of the buttons, and the first cell says so
+where it would fetch the course.
 """
 
 from __future__ import annotations
 
 import sys
 
-from .project import repository, tag
+from . import project
+from .course_table import TITLES
 
-SETUP = """\
-# Setup, the same in every lesson. In a clone of the course it only imports; on Colab and Kaggle it fetches the course first.
-import importlib.util, os, subprocess, sys
-
-if importlib.util.find_spec("minilora") is None:
-    course = os.path.abspath(".." if os.path.isdir("../minilora") else "minilora-course")
-    if not os.path.isdir(course):
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", "{tag}", "{repository}", course], check=True)
-    sys.path.insert(0, course)
-    os.environ["PYTHONPATH"] = course
-    if importlib.util.find_spec("bitsandbytes") is None:  # --no-deps: the torch and NumPy that are here stay as they are
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "bitsandbytes"], check=True)
-
-import matplotlib.pyplot as plt
-import numpy as np
-import torch
-
-import minilora
-from minilora.course import check
-
-device = "cuda" if torch.cuda.is_available() else "cpu"
-print(f"minilora {{minilora.__version__}} is ready")"""
+FIRST_CELL = project.ROOT / "tools" / "first_cell.py"
+NO_BUTTONS = "*Colab, Kaggle, Binder: the buttons appear once the repository has an address.*"
 
 
-def setup() -> str:
-    """The source of the first code cell."""
-    return SETUP.format(tag=tag(), repository=repository())
+def setup(archive: str | None = None) -> str:
+    """The source of the first code cell, which fetches from `archive`: the address of a zip."""
+    if archive is None:
+        archive = f"{project.repository()}/archive/refs/tags/{project.tag()}.zip"
+        archive = archive if project.published() else ""
+    source = FIRST_CELL.read_text(encoding="utf-8").rstrip("\n")
+    for empty, filled in {
+        'ARCHIVE = ""': f'ARCHIVE = "{archive}"',
+        'FOLDER = Path("")': f'FOLDER = Path("minilora-{project.tag().removeprefix("v")}")',
+    }.items():
+        assert source.count(empty) == 1
+        source = source.replace(empty, filled)
+    return source
+
+
+def colab(name: str) -> str:
+    """The address at which Colab opens notebooks/`name`."""
+    place = project.repository().removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{place}/blob/{project.tag()}/notebooks/{name}"
 
 
 def badges(name: str) -> str:
     """The markdown of the badges cell of notebooks/`name`."""
-    address, version = repository(), tag()
-    place = address.removeprefix("https://github.com/")
-    path = f"notebooks/{name}"
-    colab = f"https://colab.research.google.com/github/{place}/blob/{version}/{path}"
+    if not project.published():
+        return NO_BUTTONS
+    address, version = project.repository(), project.tag()
+    place, path = address.removeprefix("https://github.com/"), f"notebooks/{name}"
     kaggle = f"https://kaggle.com/kernels/welcome?src={address}/blob/{version}/{path}"
     binder = f"https://mybinder.org/v2/gh/{place}/{version}?labpath={path.replace('/', '%2F')}"
+    badge = "https://colab.research.google.com/assets/colab-badge.svg"
     return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})\n"
+        f"[![Open in Colab]({badge})]({colab(name)})\n"
         f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})\n"
         f"[![Launch Binder](https://mybinder.org/badge_logo.svg)]({binder})"
     )
+
+
+def course() -> list[tuple[str, str, str, str]]:
+    """(number, title, what one does in it, name of the notebook or "" if it is to come) of each
+    lesson.
+    """
+    there = {path.stem[3:]: path.name for path in project.lessons()}
+    return [
+        (f"{number:02d}", title, told, there.get(stem, ""))
+        for number, (stem, (title, told)) in enumerate(TITLES.items())
+    ]
+
+
+def link(words: str, name: str) -> str:
+    """A link to a lesson beside this one. Colab opens no neighbours, so it gets an address."""
+    beside = f" ([on Colab]({colab(name)}))" if project.published() else ""
+    return f"[{words}]({name}){beside}"
+
+
+def course_map(name: str = "") -> str:
+    """All lessons as a table, those that are there as links."""
+    rows = [
+        f"| {number} | {link(title, file) if file else f'{title} (to come)'} | {told} |"
+        for number, title, told, file in course()
+    ]
+    return "\n".join(["| no. | lesson | what you do |", "| --- | --- | --- |", *rows])
+
+
+def onward(name: str) -> str:
+    """The last cell of notebooks/`name`: the next lesson that is there, what is still to come
+    before it, and the way back to the start.
+    """
+    known = course()
+    here = next(i for i, lesson in enumerate(known) if lesson[3] == name)
+    after = next((i for i in range(here + 1, len(known)) if known[i][3]), len(known))
+    skipped = [f"{number} ({title})" for number, title, *_ in known[here + 1 : after]]
+    told, links = "", []
+    if len(skipped) == 1:
+        told = f"Lesson {skipped[0]} is to come. "
+    elif skipped:
+        told = f"Lessons {', '.join(skipped[:-1])} and {skipped[-1]} are to come. "
+    elif after == len(known):
+        told = "This is the last lesson. "
+    if after < len(known):
+        links.append(link(f"Next: {known[after][0]} · {known[after][1]}", known[after][3]))
+    if here:
+        links.append(link("Back to the start", known[0][3]))
+    return told + " · ".join(links)
+
+
+PARTS = {
+    "badges": badges,
+    "setup": lambda name: setup(),
+    "map": course_map,
+    "next": onward,
+}
 
 
 def tags(cell: dict) -> list[str]:
@@ -61,12 +117,12 @@ def tags(cell: dict) -> list[str]:
 
 
 def refresh(notebook: dict, name: str) -> None:
-    """Put the current badges and setup into `notebook`, in place. Says on stderr if it has no cells
-    for them.
+    """Put the parts as they are now into `notebook`, in place. Says on stderr if it has no cell for
+    one that every lesson has.
     """
-    for wanted, source in (("badges", badges(name)), ("setup", setup())):
+    for wanted, written in PARTS.items():
         found = [cell for cell in notebook["cells"] if wanted in tags(cell)]
         for cell in found:
-            cell["source"] = source
-        if not found:
+            cell["source"] = written(name)
+        if not found and wanted != "map":
             print(f"{name}: no cell is tagged {wanted}", file=sys.stderr)

@@ -18,6 +18,11 @@ def repository() -> str:
     return pyproject()["project"]["urls"]["Repository"].rstrip("/")
 
 
+def published() -> bool:
+    """Whether the repository has an address, so that a button or a download can lead there."""
+    return not repository().startswith("https://github.com/OWNER/")
+
+
 def tag() -> str:
     """The tag that Colab, Kaggle and Binder fetch: v and the version."""
     import minilora

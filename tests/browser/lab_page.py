@@ -1,8 +1,9 @@
 """JupyterLab in a headless Chromium, driven so that it is not flaky.
 
-The two things that make such tests fail now and then: cells run before the kernel has said who it
-is are lost, and cells outside a short window are not in the page at all. So everything the page
-needs is awaited inside the page, and windowing is off.
+Three things make such tests fail now and then. Cells that run before the kernel has said who it is
+are lost, and cells outside a short window are not in the page at all: so everything the page needs
+is awaited inside the page, and windowing is off. And on a busy machine a lesson may take any time:
+so a deadline counts from the last progress, never from the start.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ import urllib.request
 from pathlib import Path
 
 READY = """async (patience) => {
-    const end = performance.now() + patience;
+    let awaited = '', end = 0;
     const pause = async what => {
+        if (what !== awaited) { awaited = what; end = performance.now() + patience; }
         if (performance.now() > end) throw new Error('waited in vain for ' + what);
         await new Promise(r => setTimeout(r, 50));
     };
     const app = window.jupyterapp;
     await app.started; await app.restored;
-    const find = () => [...app.shell.widgets('main')].find(w => w.context && w.content && w.content.widgets);
+    const widgets = () => [...app.shell.widgets('main')];
+    const find = () => widgets().find(w => w.context && w.content && w.content.widgets);
     while (!find()) await pause('the notebook');
     const panel = find();
     await panel.context.ready; await panel.revealed;
-    while (!panel.sessionContext.session?.kernel) await pause('a kernel; does the notebook name its kernelspec?');
+    while (!panel.sessionContext.session?.kernel)
+        await pause('a kernel; does the notebook name its kernelspec?');
     await panel.sessionContext.ready;
     await panel.sessionContext.session.kernel.info;
     return panel.content.widgets.length;
@@ -39,8 +43,25 @@ END_KERNELS = (
     "async () => { if (window.jupyterapp) await "
     "window.jupyterapp.serviceManager.sessions.shutdownAll(); }"
 )
-PROMPTS = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
-    .filter(c => c.querySelector('.cm-content').innerText.trim()).map(c => c.querySelector('.jp-InputPrompt').innerText.trim())"""
+# Until every code cell has its number, or a cell has failed and none is left to run. A new prompt,
+# and an output that grows, is progress; only a page without any for `patience` ms is given up.
+FINISHED = """async (patience) => {
+    const error = '[data-mime-type="application/vnd.jupyter.error"]';
+    let seen = '', since = performance.now();
+    for (;;) {
+        const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
+            .filter(c => c.querySelector('.cm-content').innerText.trim());
+        const prompts = cells.map(c => c.querySelector('.jp-InputPrompt').innerText.trim());
+        if (prompts.length && prompts.every(p => /^\\[\\d+\\]:$/.test(p))) return;
+        if (document.querySelector(error) && !prompts.includes('[*]:')) return;
+        const outputs = [...document.querySelectorAll('.jp-OutputArea-output')];
+        const now = prompts.join(' ') + outputs.map(o => o.textContent.length).join();
+        if (now !== seen) { seen = now; since = performance.now(); }
+        if (performance.now() - since > patience)
+            throw new Error(`no progress in ${patience / 1000} s: ${prompts.join(' ')}`);
+        await new Promise(r => setTimeout(r, 100));
+    }
+}"""
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
     "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
@@ -58,7 +79,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 240_000  # ms; other tests share the two cores
+PATIENCE = 300_000  # ms without any progress; other tests share the two cores
 
 
 def chromium() -> str | None:
@@ -133,14 +154,15 @@ class Server:
         self._await()
 
     def _await(self) -> None:
-        for _ in range(600):
-            if self.process.poll() is not None:
-                break
+        told, since = 0, time.monotonic()
+        while self.process.poll() is None and time.monotonic() - since < PATIENCE / 1000:
             try:
                 urllib.request.urlopen(f"{self.address}/api", timeout=5).read()
                 return
             except OSError:
                 time.sleep(0.2)
+            if self.log.stat().st_size > told:
+                told, since = self.log.stat().st_size, time.monotonic()
         raise RuntimeError(
             f"JupyterLab did not start:\n{self.log.read_text(errors='replace')[-3000:]}"
         )
@@ -166,12 +188,9 @@ class LabPage:
         page.evaluate(READY, PATIENCE)
 
     def run_all(self) -> None:
-        """Run every cell and wait until each has its number."""
+        """Run every cell and wait until each has its number, or one has failed."""
         self.page.evaluate(RUN_ALL)
-        self.page.wait_for_function(
-            f"() => {{ const p = ({PROMPTS})(); return p.length && p.every(t => "
-            f"/^\\[\\d+\\]:$/.test(t)); }}"
-        )
+        self.page.evaluate(FINISHED, PATIENCE)
 
     def errors(self) -> list[str]:
         """What cells printed as errors or warnings."""

@@ -16,12 +16,15 @@ from minilora.system.files import data_folder
 
 base = data_folder() / "base"
 model, tokenizer = llama.Llama.from_pretrained(base), text.Tokenizer.from_pretrained(base)
-model.config.eos_token_id, tokenizer.eos_id = [], -1  # it never ends by itself, so that Stop has something to stop
+# it never ends by itself, so that Stop has something to stop
+model.config.eos_token_id, tokenizer.eos_id = [], -1
 panel = Panel(Conversation(model, tokenizer, max_new=MOST, temperature=1.0, seed=0))
 grow = panel._grow
-panel._grow = lambda piece: (time.sleep(0.05), grow(piece))  # as a large model would, so that there is time to press Stop
+# as a large model would, so that there is time to press Stop
+panel._grow = lambda piece: (time.sleep(0.05), grow(piece))
 shown = panel.show()
-shown.children[0].observe(lambda change: time.sleep(0.4), "value")  # a slow kernel: whatever the page sends late comes behind Send
+# a slow kernel: whatever the page sends late comes behind Send
+shown.children[0].observe(lambda change: time.sleep(0.4), "value")
 shown
 """
 

@@ -31,7 +31,8 @@ STOPWATCH = """() => {
         if (pressed === null) return;
         const start = pressed; pressed = null;
         requestAnimationFrame(() => setTimeout(() => window.taken.push(performance.now() - start)));
-    }).observe(document.querySelector('.jp-Notebook'), {subtree: true, childList: true, attributeFilter: ['data-stamp']});
+    }).observe(document.querySelector('.jp-Notebook'),
+        {subtree: true, childList: true, attributeFilter: ['data-stamp']});
 }"""
 
 
@@ -155,10 +156,12 @@ def accessibility(lab: LabPage) -> list[str]:
         warnings.warn(missing)
         return []
     lab.page.add_script_tag(path=str(AXE))
-    found = lab.page.evaluate("""async () => (await axe.run({include: [['.jp-OutputArea-output']], exclude: [['.jp-RenderedImage img'], ['.jp-RenderedSVG img']]},
+    return lab.page.evaluate("""async () => (await axe.run(
+        {include: [['.jp-OutputArea-output']],
+         exclude: [['.jp-RenderedImage img'], ['.jp-RenderedSVG img']]},
         {rules: {'aria-input-field-name': {enabled: false}}}))
-        .violations.map(v => v.id + ': ' + v.help + ' ' + v.nodes.map(n => n.html.slice(0, 200)).join(' | '))""")
-    return found
+        .violations.map(v => v.id + ': ' + v.help + ' '
+            + v.nodes.map(n => n.html.slice(0, 200)).join(' | '))""")
 
 
 @pytest.mark.skipif(

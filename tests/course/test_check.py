@@ -1,5 +1,7 @@
 """The checks of the exercises: what is right, what waits, and which mistake is named."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,16 @@ def test_answers_cannot_spoil_the_inputs():
     assert judge(TASK, greedy).state == "done"
 
 
+def test_a_mistake_made_in_place_is_named_all_the_same():
+    """The named wrong answers must see the inputs as they were."""
+
+    def greedy(A, B, alpha, rank):
+        A *= alpha
+        return B @ A
+
+    assert judge(TASK, greedy).mistake == TASK.wrong[0].name
+
+
 def test_the_verdict_shows_its_state_and_escapes_text():
     shown = check.Verdict('9"9', "wrong", "<b>bold</b>")._repr_html_()
     assert 'data-state="wrong"' in shown and "❌ &lt;b&gt;bold" in shown and '"9&quot;9"' in shown
@@ -156,3 +168,35 @@ def test_the_verdict_shows_its_state_and_escapes_text():
 )
 def test_difference(got, wanted, same):
     assert (difference(got, wanted) == "") is same
+
+
+def test_every_case_counts():
+    """An answer that is right once, by luck, is wrong."""
+    calls = []
+
+    def once(*args):
+        calls.append(args)
+        return _delta(*args) if len(calls) == 1 else np.zeros((5, 7))
+
+    assert judge(TASK, once).state == "wrong"
+
+
+def test_a_mistake_is_named_only_if_it_gives_all_the_numbers():
+    calls = []
+
+    def changing(*args):
+        calls.append(args)
+        return TASK.wrong[0].answer(*args) if len(calls) == 1 else np.zeros((5, 7))
+
+    verdict = judge(TASK, changing)
+    assert verdict.state == "wrong" and verdict.mistake == ""
+
+
+def test_an_answer_that_exits_is_a_verdict():
+    assert judge(TASK, lambda *args: sys.exit(3)).message.endswith("SystemExit: 3")
+
+
+def test_nan_is_never_right():
+    """Beside a wanted infinity, too, where not finite is no fault in itself."""
+    for got, wanted in ((np.nan, 1.0), (np.nan, np.inf), ([np.nan, 1.0], [np.inf, 1.0])):
+        assert difference(np.array(got), np.array(wanted))

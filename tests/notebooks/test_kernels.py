@@ -25,17 +25,21 @@ torch.set_num_threads(1)
 from minilora import hub, lora
 from minilora.text import Tokenizer, encode_rows
 from minilora.train import evaluate_loss, fit
-rows = encode_rows([{{"prompt": f"say {{c}}", "response": c}} for c in "abcdefgh" * 4], Tokenizer.from_pretrained({model!r}))
+told = [{{"prompt": f"say {{c}}", "response": c}} for c in "abcdefgh" * 4]
+rows = encode_rows(told, Tokenizer.from_pretrained({model!r}))
 def make(stack):
     torch.manual_seed(0)
     model = hub.load({model!r}, "qlora", stack=stack, device="cpu")
     return (lora.add_lora if stack == "minilora" else hub.prepare)(model, rank=4, dropout=0.1)
 def digest(model):
-    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad)).hexdigest()
-settings = dict(steps=18, batch_size=4, lr=1e-2, save_every=4, valid=rows[:4], eval_every=7, progress=False)
+    learned = [p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad]
+    return hashlib.sha256(b"".join(learned)).hexdigest()
+settings = dict(steps=18, batch_size=4, lr=1e-2, save_every=4, valid=rows[:4], eval_every=7)
+settings["progress"] = False
 """
 TRAIN = """
-history = fit(model, rows, **settings, out={out!r}, resume=True, on_step=lambda step, loss: time.sleep({pause}))
+rest = dict(out={out!r}, resume=True, on_step=lambda step, loss: time.sleep({pause}))
+history = fit(model, rows, **settings, **rest)
 print(json.dumps([digest(model), history.losses, history.valid_losses]))
 """
 ALONE = (
