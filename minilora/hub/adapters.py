@@ -132,9 +132,10 @@ def load_adapter(model: nn.Module, path: str | Path, trainable: bool = False) ->
     another shape, of which PEFT only warns, and for a model that holds the adapter already, by a
     merge.
     """
-    from ..lora.files import CONFIG, WEIGHTS, check_state, find_folder, read_json, read_tensors
+    from ..lora.files import CONFIG, WEIGHTS, find_folder, read_json, read_tensors
     from ..lora.merged_twice import MERGED_KEY, refuse_twice
     from ..lora.peft_config import from_peft
+    from ..lora.state import check_state
 
     folder = find_folder(path, "default")
     config = from_peft(read_json(folder / CONFIG), str(folder / CONFIG))

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,11 @@ from ..errors import MiniloraError
 from ..system.files import atomic_folder
 from ..system.memory import full
 from .config import AGAIN, Config
+from .decoder import RotaryTable
+
+Model = TypeVar("Model", bound=nn.Module)
 
 SINGLE = "model.safetensors"
-
 INDEX = "model.safetensors.index.json"
 
 
@@ -104,7 +106,7 @@ def _list_tensors(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    found = {}
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -183,13 +185,15 @@ def _read_tensor(tensors: Any, key: str, file: Path, dtype: torch.dtype, device:
 
 
 def load(
-    make: Callable[[Config], nn.Module],
+    make: Callable[[Config], Model],
     path: str | PathLike,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-) -> nn.Module:
-    """Read a Llama folder into `make(config)`, the class that is wanted. Raises MiniloraError (missing folder or file, hub name, damaged or cut
-    file, missing or unexpected tensor, wrong shape, NaN), naming file, tensor and remedy.
+) -> Model:
+    """Read a Llama folder into `make(config)`, the class that is wanted.
+
+    Raises MiniloraError (missing folder or file, hub name, damaged or cut file, missing or
+    unexpected tensor, wrong shape, NaN), naming file, tensor and remedy.
     """
     from safetensors import safe_open
 
@@ -215,13 +219,16 @@ def load(
                 "them; set tie_word_embeddings to false there"
             )
     model.load_state_dict(state, assign=True)
-    model.model.rotary.build(model.model.rotary.cos.shape[0], device)
+    rotary = model.get_submodule("model.rotary")
+    assert isinstance(rotary, RotaryTable)
+    rotary.build(len(rotary.cos), device)
     return model.requires_grad_(True).eval()
 
 
 def _shards(state: dict[str, Tensor], limit: int) -> list[list[str]]:
     """Tensor names in groups of at most `limit` bytes each (a larger tensor stands alone)."""
-    groups, room = [], 0
+    groups: list[list[str]] = []
+    room = 0
     for name, tensor in state.items():
         if not groups or tensor.nbytes > room:
             groups.append([])
@@ -273,7 +280,10 @@ def save(model: nn.Module, path: str | PathLike, max_shard_bytes: int = 5 * 10**
         if len(groups) == 1
         else [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
     )
-    fields = model.config.to_hf() | {"torch_dtype": str(model.model.embed_tokens.weight.dtype)[6:]}
+    config = model.config
+    assert isinstance(config, Config)
+    dtype = state["model.embed_tokens.weight"].dtype
+    fields = config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")}
     with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         for name, group in zip(names, groups):

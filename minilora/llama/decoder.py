@@ -6,6 +6,9 @@ How it works: token vectors run through N equal layers. Each adds attention (rot
 grouped key/value heads, causal) and then a gated MLP to the running vector, each behind an RMSNorm;
 a last norm and a linear head give the logits. `checkpoint.py` reads and writes folders,
 `generate.py` generates.
+Shapes, in all rooms: B rows of the batch, T tokens, S tokens seen (keys), C channels (hidden size),
+H heads, G groups (key/value heads), D head dimension, F feed-forward width, V vocabulary, N rows of
+a product (B·T), r rank. A weight is (out, in).
 What it leaves out: attention dropout, tensor parallelism, and the rope types `dynamic`, `yarn` and
 `longrope`.
 Where numerics differ: in fp32 nothing beyond the order of additions inside the library's own fused
@@ -17,6 +20,7 @@ mean nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +53,7 @@ def rope_frequencies(config: Config) -> Tensor:
             scaling["high_freq_factor"],
         )
         old_length = scaling["original_max_position_embeddings"]
-        wavelength = 2 * math.pi / inverse
+        wavelength = 2 * math.pi / inverse  # (D/2,)
         slow = torch.where(wavelength > old_length / low, inverse / factor, inverse)
         blend = (old_length / wavelength - low) / (high - low)
         middle = (wavelength <= old_length / low) & (wavelength >= old_length / high)
@@ -73,6 +77,9 @@ class RotaryTable(nn.Module):
     to, and never saved.
     """
 
+    cos: Tensor  # (rows, D)
+    sin: Tensor  # (rows, D)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -80,14 +87,14 @@ class RotaryTable(nn.Module):
 
     def build(self, rows: int, device: torch.device | str | None = None) -> None:
         """Fill the tables for positions 0 … rows-1."""
-        inverse = rope_frequencies(self.config).to(device)
+        inverse = rope_frequencies(self.config).to(device)  # (D/2,)
         angles = torch.arange(rows, device=inverse.device).float()[:, None] * inverse  # (rows, D/2)
-        cos, sin = angles.cos(), angles.sin()
-        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)  # (rows, D)
-        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)  # (rows, D)
+        cos, sin = angles.cos(), angles.sin()  # (rows, D/2)
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
     # called by .to(), .half(), .cuda() …: follow the device, not the dtype
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTable:
         device = fn(self.cos).device
         if device != self.cos.device:
             self.build(self.cos.shape[0], device)
@@ -108,7 +115,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -145,6 +152,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # (B, G, S, D)
         grouped = self.heads != self.groups
+        # (B, H, T, D)
         y = self.attend(
             q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped
         )
@@ -164,7 +172,7 @@ class MLP(nn.Module):
             config.intermediate_size, config.hidden_size, bias=config.mlp_bias
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C), by way of (B, T, F)
         return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -181,8 +189,8 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)  # (B, T, C)
+        return x + self.mlp(self.post_attention_layernorm(x))  # (B, T, C)
 
 
 def visible_keys(attention_mask: Tensor, length: int) -> Tensor:
@@ -190,9 +198,10 @@ def visible_keys(attention_mask: Tensor, length: int) -> Tensor:
     always itself (so that no padded query is left without a key, which would give NaN).
     """
     S = attention_mask.shape[1]
-    order = torch.arange(S, device=attention_mask.device)
+    order = torch.arange(S, device=attention_mask.device)  # (S,)
     query = order[S - length :, None]  # (T, 1)
     real = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+    # (B, 1, T, S)
     return (real & (order <= query)) | (order == query)
 
 
@@ -223,8 +232,8 @@ class Decoder(nn.Module):
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]  # (B, T)
             cos, sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # (B, 1, T, D)
         elif seen and T > 1:
-            mask = visible_keys(ids.new_ones(1, seen + T), T)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+            mask = visible_keys(ids.new_ones(1, seen + T), T)  # (1, 1, T, S)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # (T, D) or (B, 1, T, D)
         for layer in self.layers:
             if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
                 x = recompute(layer, x, cos, sin, mask, None, use_reentrant=False)
@@ -232,4 +241,4 @@ class Decoder(nn.Module):
                 x = layer(x, cos, sin, mask, cache)
         if cache is not None:
             cache.length = seen + T
-        return self.norm(x)
+        return self.norm(x)  # (B, T, C)

@@ -14,13 +14,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MiniloraError
 from .cache import Cache
+from .config import Config
+from .decoder import Decoder
 from .one_token import Stepper, fits
+
+
+class Speaker(Protocol):
+    """What generation asks of a model."""
+
+    config: Config
+    model: Decoder
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def head(self, hidden: Tensor) -> Tensor: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> Any: ...
 
 
 def filter_logits(
@@ -59,7 +78,7 @@ def next_token(
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
-def _check(model: nn.Module, ids: Tensor, attention_mask: Tensor | None) -> None:
+def _check(model: Speaker, ids: Tensor, attention_mask: Tensor | None) -> None:
     if ids.dim() != 2 or 0 in ids.shape or ids.is_floating_point():
         raise MiniloraError(
             f"generate: ids are {tuple(ids.shape)} {ids.dtype}; they must be (batch, length) "
@@ -113,7 +132,7 @@ def _check_numbers(
         )
 
 
-def stop_ids(model: nn.Module, stop: int | Iterable[int] | None) -> list[int]:
+def stop_ids(model: Any, stop: int | Iterable[int] | None) -> list[int]:
     """The ids that end a text: `stop`, or where it is None the model's own eos; an empty list never
     stops.
     """
@@ -125,7 +144,7 @@ def stop_ids(model: nn.Module, stop: int | Iterable[int] | None) -> list[int]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Speaker) -> Iterator[None]:
     """Dropout off inside the block; every module's mode is put back as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -136,7 +155,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _forwards(model: nn.Module, capacity: int, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _forwards(model: Speaker, capacity: int, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
     """A function from all ids so far to the hidden vectors of those it has not seen yet."""
     cache, decoder = Cache(capacity), model.model
     step = Stepper(decoder, cache, mask) if fits(decoder) else None
@@ -153,7 +172,7 @@ def _forwards(model: nn.Module, capacity: int, mask: Tensor | None) -> Callable[
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: Speaker,
     ids: Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,

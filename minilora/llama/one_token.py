@@ -35,7 +35,9 @@ def fits(decoder: Decoder) -> bool:
         return False
     norms = [decoder.norm]
     for layer in decoder.layers:
-        if (type(layer), type(layer.self_attn), type(layer.mlp)) != (Layer, Attention, MLP):
+        if type(layer) is not Layer:
+            return False
+        if type(layer.self_attn) is not Attention or type(layer.mlp) is not MLP:
             return False
         norms += [layer.input_layernorm, layer.post_attention_layernorm]
     return all(type(norm) is RMSNorm for norm in norms)
@@ -80,11 +82,12 @@ class Stepper:
         self.cache = cache
         self.mask = None if real is None else real.bool()[:, None, None, :]  # (B, 1, 1, capacity)
         self.positions = None if real is None else real.cumsum(-1) - 1  # (B, capacity)
-        self.layers = []
+        self.layers: list[tuple[Callable[[Tensor], Tensor], ...]] = []
         for layer in decoder.layers:
+            assert isinstance(layer, Layer)  # as `fits` has seen
             attention, mlp = layer.self_attn, layer.mlp
-            linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-            linears += (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+            linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+            linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
             norms = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
             self.layers.append((*norms, *map(_linear, linears)))
         self.heads, self.groups, self.head_dim = (
@@ -96,7 +99,7 @@ class Stepper:
     def _angles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """cos and sin of the new position, (1, D) or (B, 1, 1, D), and the mask, (B, 1, 1, S)."""
         seen, mask = self.cache.length, None
-        if self.mask is None:
+        if self.mask is None or self.positions is None:
             cos, sin = self.rotary(seen, seen + 1)
         else:
             cos, sin = self.rotary(0, seen + 1)

@@ -27,11 +27,12 @@ from .adapters import (
 )
 from .config import AdapterConfig
 from .embedding import FullModule, LoRAEmbedding
-from .files import adapter_state, load_adapter, save_adapter, save_adapters, set_adapter_state
+from .files import load_adapter, save_adapter, save_adapters
 from .layer import LoRALinear
 from .mixing import mix_adapters
 from .rates import loraplus_groups
 from .starts import linear_weights, loftq, pissa
+from .state import adapter_state, set_adapter_state
 
 __all__ = [
     "AdapterConfig",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from torch import nn
 from ..errors import MiniloraError
 from .config import AdapterConfig
 from .embedding import FullModule, LoRAEmbedding
-from .layer import BASE, Adapted, LoRALinear
+from .layer import BASE, Adapted, AdaptedWeight, LoRALinear
 from .starts import start_adapter
 from .targets import HEADS, full_paths, is_linear, match_targets, original_modules, put
 
@@ -83,20 +84,22 @@ def place(
     freezes the model.
     """
     if not adapters(model):
-        model.lora_frozen = [
-            parameter for parameter in model.parameters() if parameter.requires_grad
-        ]
-        model.lora_adapters = {}
+        # kept on the model: what learned before, and name -> settings of each adapter
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        model.__dict__ |= {"lora_frozen": trained, "lora_adapters": {}}
         model.requires_grad_(False)
     for path in paths:
         layer = adapted_in_place(model, path)
+        assert isinstance(layer, AdaptedWeight)
         layer.add(name, config.rank_of(path), config.scale_of(path), config.dropout)
         start_adapter(layer, name, config.init, (weights or {}).get(path))
         if config.dora:
             layer.add_magnitude(name)
     for path in full:
-        adapted_in_place(model, path, FullModule).add(name)
-    model.lora_adapters[name] = config
+        whole = adapted_in_place(model, path, FullModule)
+        assert isinstance(whole, FullModule)
+        whole.add(name)
+    adapters(model)[name] = config
 
 
 def check_name(model: nn.Module, name: str) -> None:
@@ -120,7 +123,7 @@ def check_name(model: nn.Module, name: str) -> None:
         )
 
 
-def check_rank(rank: int, path: str, module: nn.Module) -> None:
+def check_rank(rank: int, path: str, module: Any) -> None:
     """Above min(in, out) a product of two matrices is no longer a low-rank one."""
     out_in = (
         (module.out_features, module.in_features)
@@ -159,6 +162,15 @@ def adapters(model: nn.Module) -> dict[str, AdapterConfig]:
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     """Path -> layer for every layer that holds adapters."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
+
+
+def low_rank_layers(model: nn.Module, *names: str) -> dict[str, AdaptedWeight]:
+    """Path -> layer where one of adapters `names` stands as A and B; whole modules are left out."""
+    return {
+        path: layer
+        for path, layer in adapted_layers(model).items()
+        if isinstance(layer, AdaptedWeight) and any(layer.has(name) for name in names)
+    }
 
 
 def need_adapter(model: nn.Module, name: str) -> AdapterConfig:
@@ -218,7 +230,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) as counts of numbers; a packed 4-bit layer counts the weights it stands
     for.
     """
-    modules = list(model.modules())
+    modules: list[Any] = list(model.modules())
     packed = sum(
         m.in_features * m.out_features
         for m in modules
@@ -311,17 +323,18 @@ def unload(model: nn.Module) -> nn.Module:
     """
     layers = adapted_layers(model)
     untie(model, layers)
+    trained = model.__dict__.pop("lora_frozen", [])
     for path, layer in layers.items():
         put(model, path, layer.base)
         for old, new in zip(layer.original.parameters(), layer.base.parameters()):
-            new.requires_grad_(any(old is parameter for parameter in model.lora_frozen))
-    for parameter in model.__dict__.pop("lora_frozen", []):
+            new.requires_grad_(any(old is parameter for parameter in trained))
+    for parameter in trained:
         parameter.requires_grad_(True)
     model.__dict__.pop("lora_adapters", None)
     return model
 
 
-def untie(model: nn.Module, layers: dict[str, Adapted]) -> None:
+def untie(model: Any, layers: dict[str, Adapted]) -> None:
     """If a merge gave a tied embedding or head weights of its own, store the two apart from now
     on.
     """
@@ -332,7 +345,7 @@ def untie(model: nn.Module, layers: dict[str, Adapted]) -> None:
         if path.rpartition(".")[2] in (*HEADS, "embed_tokens")
     ]
     merged = [layer for layer in ends if layer.merged]
-    if not merged or not getattr(config, "tie_word_embeddings", False):
+    if not merged or config is None or not getattr(config, "tie_word_embeddings", False):
         return
     config.tie_word_embeddings = False
     if getattr(model, "lm_head", 0) is None:  # our Llama's tied head is the table itself
@@ -347,5 +360,5 @@ def remove_adapter(model: nn.Module, name: str) -> nn.Module:
     refuse_merged(model, "remove an adapter")
     for layer in adapted_layers(model).values():
         layer.remove(name)
-    del model.lora_adapters[name]
+    del adapters(model)[name]
     return model

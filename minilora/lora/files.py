@@ -1,14 +1,12 @@
 """Adapters on disk, in PEFT's own folder: adapter_config.json and adapter_model.safetensors.
 
 What it replaces: PeftModel.save_pretrained and PeftModel.from_pretrained.
-How it works: each tensor is called `base_model.model.` + the module's path + `.lora_A.weight` (or
-lora_B.weight, lora_embedding_A, lora_embedding_B, lora_magnitude_vector; full modules as
-`.weight`), the adapter's name is left out. Loading is strict and looks before it touches: every
-tensor must be there, of the right shape and finite, and none may be left over. A sample of the
-base's weights goes into the file's metadata, so that an adapter for another base of the same shape
-is refused too, and so is a base that the adapter is merged into already (merged_twice.py). PiSSA's and
-LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a quantized base
-says there how it was quantized, and goes on no other.
+How it works: the tensors' names and shapes are those of state.py, the settings are translated by
+peft_config.py. Loading is strict and looks before it touches. A sample of the base's weights goes
+into the file's metadata, so that an adapter for another base of the same shape is refused
+(same_base.py), and so is a base that the adapter is merged into already (merged_twice.py). PiSSA's
+and LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a quantized
+base says there how it was quantized, and goes on no other.
 What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have
 (named in the error).
 Where numerics differ: nowhere; tensors are stored as they are.
@@ -18,9 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -36,8 +32,6 @@ from .adapters import (
     refuse_merged,
     use_adapter,
 )
-from .config import PREFIX
-from .layer import expected_shapes
 from .merged_twice import MERGED_KEY, merged_sample, refuse_twice
 from .peft_config import from_peft, to_peft
 from .same_base import (
@@ -51,79 +45,17 @@ from .same_base import (
     over_quantized,
     without_base,
 )
-from .targets import full_paths, match_targets, original_modules
+from .state import (
+    adapter_state,
+    check_finite,
+    check_state,
+    expected_state,
+    pissa_as_lora,
+    set_adapter_state,
+)
+from .targets import match_targets, original_modules
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def adapter_state(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
-    """Adapter `name` as PEFT's file has it: key -> tensor, on the CPU, detached copies."""
-    need_adapter(model, name)
-    return {
-        f"{PREFIX}{path}.{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for path, layer in adapted_layers(model).items()
-        for key, tensor in layer.tensors(name).items()
-    }
-
-
-@torch.no_grad()
-def set_adapter_state(
-    model: nn.Module, state: Mapping[str, torch.Tensor], name: str = "default"
-) -> nn.Module:
-    """Copy `state` (as adapter_state gives it) into adapter `name`. Raises MiniloraError unless it
-    fits exactly; nothing is copied then.
-    """
-    need_adapter(model, name)
-    places = {
-        f"{PREFIX}{path}.{key}": tensor
-        for path, layer in adapted_layers(model).items()
-        for key, tensor in layer.tensors(name).items()
-    }
-    check_state(
-        state, {key: tuple(tensor.shape) for key, tensor in places.items()}, f"adapter {name!r}"
-    )
-    for key, tensor in places.items():
-        tensor.copy_(state[key])
-    return model
-
-
-def check_state(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple], source: str
-) -> None:
-    """Exactly the expected keys, each of its shape and finite, or a MiniloraError that names the
-    first that is not.
-    """
-    missing, unexpected = (
-        sorted(expected.keys() - state.keys()),
-        sorted(state.keys() - expected.keys()),
-    )
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise MiniloraError(
-            f"{source} lacks {missing[0]}{more}; it was made for another model or other "
-            "targets, load it on its own base"
-        )
-    if unexpected:
-        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
-        raise MiniloraError(
-            f"{source} holds {unexpected[0]}{more}, for which the model has no place; load it "
-            "on the base it was made for"
-        )
-    for key, shape in expected.items():
-        if tuple(state[key].shape) != shape:
-            raise MiniloraError(
-                f"{source}: {key} has shape {tuple(state[key].shape)}, the model needs {shape}; "
-                "rank in adapter_config.json or base model do not belong to these weights"
-            )
-        check_finite(key, state[key], source)
-
-
-def check_finite(key: str, tensor: torch.Tensor, source: str) -> None:
-    if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-        raise MiniloraError(
-            f"{source}: {key} holds NaN, infinity or no floating-point numbers; train or "
-            "fetch the adapter again"
-        )
 
 
 def save_adapter(
@@ -164,33 +96,6 @@ def save_adapter(
         (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def pissa_as_lora(model: nn.Module, name: str, settings: dict, state: dict) -> tuple[dict, dict]:
-    """The same change of the untouched base: s B A − s B₀ A₀ = s [B, −B₀] [A; A₀], of rank 2r.
-    Returns settings and state.
-    """
-    if settings["use_dora"]:
-        raise MiniloraError(
-            f"adapter {name!r} has DoRA magnitudes on a PiSSA base; save it without as_lora"
-        )
-    state = dict(state)
-    for path, layer in adapted_layers(model).items():
-        if layer.has(name) and not layer.full:
-            A, B = (f"{PREFIX}{path}.{key}" for key in layer.keys)
-            A0, B0 = (tensor.cpu() for tensor in layer.start[name])
-            state |= {A: torch.cat([state[A], A0]), B: torch.cat([state[B], -B0], dim=1)}
-    grow = math.sqrt(2) if settings["use_rslora"] else 2  # keeps α/r, or α/√r, as it was
-    changed = {
-        "init_lora_weights": True,
-        "r": 2 * settings["r"],
-        "lora_alpha": grow * settings["lora_alpha"],
-    }
-    changed["rank_pattern"] = {key: 2 * rank for key, rank in settings["rank_pattern"].items()}
-    changed["alpha_pattern"] = {
-        key: grow * alpha for key, alpha in settings["alpha_pattern"].items()
-    }
-    return settings | changed, state
-
-
 def save_adapters(model: nn.Module, path: str | os.PathLike, base_model: str | None = None) -> None:
     """Write every adapter as PEFT lays them out: "default" in `path` itself, each other in the
     subfolder of its name.
@@ -220,22 +125,12 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
         check_same_start(model, config, name, metadata, source)
         refuse_merged(model, "load an adapter")  # a merged weight would go on holding the old one
         return use_adapter(set_adapter_state(model, state, name), name)
+    check_state(state, expected_state(model, config), source)
     modules = original_modules(model)
-    paths = match_targets(model, config.targets, config.full_modules, strict=False)
-    expected = {
-        f"{PREFIX}{path}.{key}": shape
-        for path in paths
-        for key, shape in expected_shapes(modules[path], config.rank_of(path), config.dora).items()
-    }
-    for path in full_paths(model, config.full_modules):
-        expected |= {
-            f"{PREFIX}{path}.{key}": tuple(value.shape)
-            for key, value in modules[path].state_dict().items()
-        }
-    check_state(state, expected, source)
+    targets = match_targets(model, config.targets, config.full_modules, strict=False)
     compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
     refuse_twice(modules, metadata.get(MERGED_KEY), source)
-    quantized = over_quantized(config, [modules[path] for path in paths], metadata, source)
+    quantized = over_quantized(config, [modules[path] for path in targets], metadata, source)
     add_adapter(
         model,
         dataclasses.replace(config, init="kaiming") if quantized else config,
@@ -243,7 +138,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
         strict=False,
     )
     if quantized:
-        model.lora_adapters[name] = dataclasses.replace(config, init="loftq")
+        adapters(model)[name] = dataclasses.replace(config, init="loftq")
     return set_adapter_state(model, state, name)
 
 

@@ -71,7 +71,8 @@ class FusedLoRA(torch.autograd.Function):
         kept = W if isinstance(W, Tensor) else None
         ctx.save_for_backward(None if h is None else x, h, kept, A, B)
         ctx.decoder = None if isinstance(W, Tensor) else W
-        ctx.scale, ctx.shape, ctx.bias_dtype = scale, x.shape, None if b is None else bias.dtype
+        ctx.scale, ctx.shape = scale, x.shape
+        ctx.bias_dtype = None if bias is None else bias.dtype
         return y.view(*x.shape[:-1], y.shape[-1])  # (..., out)
 
     @staticmethod
@@ -80,10 +81,11 @@ class FusedLoRA(torch.autograd.Function):
         x, h, W, A, B = ctx.saved_tensors
         need_x, _, need_bias, need_A, need_B, _ = ctx.needs_input_grad
         dy = rows(grad)  # (N, out)
-        dx = db = dA = dB = dh = None
+        dx = db = dA = dB = None
+        dh: Tensor | None = None
         if h is not None and (need_x or need_A):
             dh = (dy @ B.to(dy.dtype)).mul_(ctx.scale)  # (N, r)
-        if need_A:
+        if need_A and dh is not None:
             dA = (dh.T @ rows(x)).to(A.dtype)  # (r, in)
         if need_B:
             # (out, r); few rows times many is the faster order

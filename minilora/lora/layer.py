@@ -6,6 +6,9 @@ How it works (Hu et al. 2021, §4.1): W (out, in) stays as it is. A (r, in) read
 
     y = x Wᵀ + b + ((x Aᵀ) Bᵀ) · s
 
+Shapes: N rows of a product (all tokens of a batch), r rank, in and out the layer's features, "..."
+any leading dimensions, such as (B, T).
+
 A starts random and B at zero, so that at step 0 the layer gives what it gave before. Several
 adapters stand in one layer under their names; `active` says which of them speak.
 What it leaves out: convolutions, LoRA biases, GPT-2's transposed Conv1D.
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +40,7 @@ class Adapted(nn.Module):
     """
 
     full = False  # whether what stands beside the base is a whole copy of it, not a low-rank detour
+    base: Any  # ours or another library's; what is asked of it is said where it is asked
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -44,14 +49,14 @@ class Adapted(nn.Module):
         self.disabled = False
         self.rows: list[str] | None = None  # one adapter's name for each row of the batch
         # while merged: the base as it was, out of sight of parameters()
-        self.unmerged: tuple[nn.Module, ...] = ()
+        self.unmerged: tuple[Any, ...] = ()
 
     @property
     def merged(self) -> bool:
         return bool(self.unmerged)
 
     @property
-    def original(self) -> nn.Module:
+    def original(self) -> Any:
         """The base as it was before any merge."""
         return self.unmerged[0] if self.unmerged else self.base
 
@@ -67,19 +72,42 @@ class Adapted(nn.Module):
         """
         return self.original.weight
 
+    def has(self, name: str) -> bool:
+        """Whether adapter `name` stands here."""
+        raise NotImplementedError
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Adapter `name` under the keys of PEFT's files; empty where it does not stand here."""
+        raise NotImplementedError
+
+    def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(adapter's name, parameter) for all of this layer's adapters."""
+        raise NotImplementedError
+
+    def remove(self, name: str) -> None:
+        """Delete adapter `name`, if it stands here."""
+        raise NotImplementedError
+
+    def merged_base(self, names: list[str], dtype: torch.dtype | None = None) -> nn.Module:
+        """A new module that answers like this one with adapters `names`; the base is left as it
+        is.
+        """
+        raise NotImplementedError
+
     def by_rows(self, x: torch.Tensor, y: torch.Tensor, change: Callable) -> torch.Tensor:
         """Let adapter `rows[i]` alone change row i of y: `change(name, x_rows, y_rows)` -> their
         new output.
         """
-        if len(self.rows) != x.shape[0]:
+        rows = self.rows or []
+        if len(rows) != x.shape[0]:
             raise MiniloraError(
-                f"{len(self.rows)} adapter names for a batch of {x.shape[0]} rows; give one "
+                f"{len(rows)} adapter names for a batch of {x.shape[0]} rows; give one "
                 "name for each row"
             )
-        for name in dict.fromkeys(self.rows):
+        for name in dict.fromkeys(rows):
             if name != BASE and self.has(name):
                 index = torch.tensor(
-                    [i for i, row in enumerate(self.rows) if row == name], device=x.device
+                    [i for i, row in enumerate(rows) if row == name], device=x.device
                 )
                 y = y.index_copy(0, index, change(name, x[index], y[index]).to(y.dtype))
         return y
@@ -100,11 +128,26 @@ class AdaptedWeight(Adapted):
         # A and B of PiSSA as they began
         self.start: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    @property
+    def A(self) -> nn.ParameterDict:
+        raise NotImplementedError
+
+    @property
+    def B(self) -> nn.ParameterDict:
+        raise NotImplementedError
+
+    def add(self, name: str, rank: int, scale: float, dropout: float = 0.0) -> None:
+        """Give the layer a fresh adapter."""
+        raise NotImplementedError
+
+    def dense(self) -> torch.Tensor:
+        """W (out, in) in floating point."""
+        raise NotImplementedError
+
     def has(self, name: str) -> bool:
         return name in self.A
 
-    def tensors(self, name: str) -> dict[str, nn.Parameter]:
-        """Adapter `name` under the keys of PEFT's files."""
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
         if not self.has(name):
             return {}
         named = {self.keys[0]: self.A[name], self.keys[1]: self.B[name]}
@@ -112,19 +155,19 @@ class AdaptedWeight(Adapted):
         return named | ({"lora_magnitude_vector": magnitude[name]} if name in magnitude else {})
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(adapter's name, parameter) for all of this layer's adapters."""
         for group in (self.A, self.B, self.lora_magnitude_vector):
             yield from group.items()
 
     def remove(self, name: str) -> None:
-        for group in (
+        groups: tuple[Any, ...] = (
             self.A,
             self.B,
             self.lora_magnitude_vector,
             self.scale,
             self.dropout,
             self.start,
-        ):
+        )
+        for group in groups:
             if name in group:
                 del group[name]
         self.active = [each for each in self.active if each != name]
@@ -133,24 +176,24 @@ class AdaptedWeight(Adapted):
         """Make adapter `name` a DoRA: m = ‖W + s B A‖ as it stands now, so that nothing changes
         yet.
         """
-        A, B = self.A[name].detach(), self.B[name].detach()
+        A, B = self.A[name].detach(), self.B[name].detach()  # (r, in), (out, r)
         self.lora_magnitude_vector[name] = nn.Parameter(
             row_norms(self.dense().to(A.dtype), B @ A, self.scale[name])
         )
 
     def delta(self, name: str) -> torch.Tensor:
         """(B A) · s: what adapter `name` adds to W, (out, in)."""
-        return (self.B[name] @ self.A[name]) * self.scale[name]
+        return (self.B[name] @ self.A[name]) * self.scale[name]  # (out, in)
 
     def merged_weight(self, names: list[str]) -> torch.Tensor:
         """W + (B A) · s for each name in turn; with DoRA each row is then brought to its
         magnitude.
         """
-        W = total = self.dense()
+        W = total = self.dense()  # (out, in)
         for name in names:
             total = total + self.delta(name)
             if name in self.lora_magnitude_vector:
-                m = self.lora_magnitude_vector[name]
+                m = self.lora_magnitude_vector[name]  # (out,)
                 total = (
                     dora_factor(W, self.A[name], self.B[name], self.scale[name], m)[:, None] * total
                 )
@@ -167,7 +210,8 @@ class LoRALinear(AdaptedWeight):
 
     def __init__(self, base: nn.Module):
         super().__init__(base)
-        self.in_features, self.out_features = base.in_features, base.out_features
+        self.in_features: int = self.base.in_features
+        self.out_features: int = self.base.out_features
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
 
     @property
@@ -183,7 +227,7 @@ class LoRALinear(AdaptedWeight):
         first adapter speaks at once.
         """
         like = adapter_place(self.base)
-        A = torch.empty(rank, self.in_features, **like)
+        A = torch.empty(rank, self.in_features, **like)  # (r, in)
         # gain √⅓: the bound is 1/√in
         self.lora_A[name] = nn.Parameter(nn.init.kaiming_uniform_(A, a=math.sqrt(5)))
         self.lora_B[name] = nn.Parameter(torch.zeros(self.out_features, rank, **like))
@@ -197,7 +241,7 @@ class LoRALinear(AdaptedWeight):
             y = self.in_one_step(self.active[0], x)
             if y is not None:
                 return y
-        y = base_y = self.base(x)
+        y = base_y = self.base(x)  # (..., out)
         if self.rows is not None:
             return self.by_rows(x, y, self.adapt)
         for name in self.active:
@@ -227,7 +271,7 @@ class LoRALinear(AdaptedWeight):
         """y + ((x Aᵀ) Bᵀ) · s: the whole of LoRA, and the plain path that the fused one must
         equal.
         """
-        A, B, scale = self.lora_A[name], self.lora_B[name], self.scale[name]
+        A, B, scale = self.lora_A[name], self.lora_B[name], self.scale[name]  # (r, in), (out, r)
         x = F.dropout(x.to(A.dtype), self.dropout[name], self.training)  # on the detour alone
         low = F.linear(x, A)  # (..., r)
         if name in self.lora_magnitude_vector:
@@ -237,9 +281,9 @@ class LoRALinear(AdaptedWeight):
     def dora(self, name: str, x: torch.Tensor, low: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What DoRA adds to y; under dropout it reads W x from the dropped x too, as PEFT does."""
         A, B, scale, bias = self.lora_A[name], self.lora_B[name], self.scale[name], self.base.bias
-        W = self.dense().to(A.dtype)
+        W = self.dense().to(A.dtype)  # (out, in)
         if self.training and self.dropout[name]:
-            base_y = F.linear(x, W)
+            base_y = F.linear(x, W)  # (..., out)
         else:
             base_y = y if bias is None else y - bias
         return dora_addition(
@@ -255,7 +299,7 @@ class LoRALinear(AdaptedWeight):
         it is.
         """
         W = self.dense()
-        W = self.merged_weight(names).to(dtype or W.dtype)
+        W = self.merged_weight(names).to(dtype or W.dtype)  # (out, in)
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta").train(
             self.training
         )
@@ -265,7 +309,7 @@ class LoRALinear(AdaptedWeight):
         return linear
 
 
-def dense_weight(base: nn.Module) -> torch.Tensor:
+def dense_weight(base: Any) -> torch.Tensor:
     """The base's W (out, in) as numbers: its own `dense_weight()` if it keeps them in another form.
 
     Raises MiniloraError for a packed weight of another library.
@@ -283,7 +327,7 @@ def dense_weight(base: nn.Module) -> torch.Tensor:
     return base.weight.detach()
 
 
-def adapter_place(base: nn.Module) -> dict:
+def adapter_place(base: nn.Module) -> dict[str, Any]:
     """Where an adapter lives and in which type: the base's device, fp32 unless the base is fp64 (as
     PEFT has it).
     """
@@ -295,7 +339,7 @@ def adapter_place(base: nn.Module) -> dict:
     }
 
 
-def expected_shapes(module: nn.Module, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
+def expected_shapes(module: Any, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
     """The tensors that an adapter for `module` has in PEFT's files, and their shapes."""
     if isinstance(module, nn.Embedding):
         columns, rows, keys = (

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import MiniloraError
-from .adapters import adapted_layers, check_name, need_adapter, place, refuse_merged, use_adapter
+from .adapters import check_name, low_rank_layers, need_adapter, place, refuse_merged, use_adapter
 from .config import AdapterConfig
 from .layer import AdaptedWeight
 from .targets import shortest_names
@@ -61,11 +61,7 @@ def mix_adapters(
                 f"adapter {each!r} has DoRA magnitudes or full modules, which cannot be "
                 "mixed; merge them instead"
             )
-    layers = {
-        p: layer
-        for p, layer in adapted_layers(model).items()
-        if any(layer.has(each) for each in adapters)
-    }
+    layers = low_rank_layers(model, *adapters)
     ranks = [
         max(layer.A[each].shape[0] for layer in layers.values() if layer.has(each))
         for each in adapters

@@ -5,9 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import MiniloraError
-from .adapters import (
-    adapted_layers,
-)
+from .adapters import low_rank_layers
 from .config import AdapterConfig
 from .same_base import loftq_form
 from .targets import shortest_names
@@ -38,14 +36,7 @@ def to_peft(
     """The content of adapter_config.json."""
     targets = config.targets
     if targets == "all":
-        targets = shortest_names(
-            model,
-            [
-                path
-                for path, layer in adapted_layers(model).items()
-                if layer.has(name) and not layer.full
-            ],
-        )
+        targets = shortest_names(model, list(low_rank_layers(model, name)))
     known = getattr(getattr(model, "config", None), "_name_or_path", None)
     init: dict = {"init_lora_weights": INIT_TO_PEFT.get(config.init, config.init)}
     if loftq_form(model, name, config):

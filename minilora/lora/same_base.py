@@ -9,10 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import MiniloraError
-from .adapters import (
-    adapted_layers,
-    adapters,
-)
+from .adapters import adapters, low_rank_layers
 from .config import PREFIX, AdapterConfig
 from .merged_twice import SPLITS
 from .starts import LOFTQ_BASE, packed_form
@@ -27,11 +24,8 @@ def loftq_form(model: nn.Module, name: str, config: AdapterConfig) -> dict | Non
     """How the base under an adapter from LoftQ's start is quantized; None for other starts and for
     a base that LoftQ decoded in place.
     """
-    layers = adapted_layers(model).values() if config.init.startswith("loftq") else ()
-    return next(
-        (packed_form(layer.original) for layer in layers if layer.has(name) and not layer.full),
-        None,
-    )
+    layers = low_rank_layers(model, name).values() if config.init.startswith("loftq") else ()
+    return next((packed_form(layer.original) for layer in layers), None)
 
 
 def over_quantized(
@@ -41,7 +35,9 @@ def over_quantized(
     than what the adapter repairs.
     """
     stored = metadata.get(LOFTQ_KEY)
-    wanted = json.loads(stored) if stored else LOFTQ_BASE if config.init == "loftq" else None
+    wanted: dict | None = (
+        json.loads(stored) if stored else LOFTQ_BASE if config.init == "loftq" else None
+    )
     forms = [packed_form(module) for module in targets]
     if wanted is None or (
         not stored and not any(forms)
@@ -90,8 +86,8 @@ def check_same_scale(model: nn.Module, config: AdapterConfig, name: str, source:
     """Raise MiniloraError if these weights would be multiplied by another α/r than the one they
     were trained with.
     """
-    for path, layer in adapted_layers(model).items():
-        if layer.has(name) and not layer.full and layer.scale[name] != config.scale_of(path):
+    for path, layer in low_rank_layers(model, name).items():
+        if layer.scale[name] != config.scale_of(path):
             raise MiniloraError(
                 f"{source} was trained with alpha {config.alpha_of(path):g} and rank "
                 f"{config.rank_of(path)} at {path}, which scale by "

@@ -107,7 +107,7 @@ def packed_form(base: nn.Module) -> dict | None:
     if isinstance(base, nn.Linear) and base.weight.is_floating_point():
         return None
     quantized = getattr(base, "quantized", None)
-    if hasattr(quantized, "nested"):
+    if quantized is not None and hasattr(quantized, "nested"):
         return {
             "code": str(quantized.code),
             "block": quantized.block,

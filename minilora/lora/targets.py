@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,8 @@ def original_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> module as they were before adapters: an adapted one stands for its base, its insides
     are left out.
     """
-    modules, inside = {}, ()
+    modules: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
         if inside and path.startswith(inside):
             continue
@@ -52,7 +54,7 @@ def is_linear(module: nn.Module) -> bool:
     )
 
 
-def is_head(model: nn.Module, path: str, module: nn.Module) -> bool:
+def is_head(model: Any, path: str, module: nn.Module) -> bool:
     """Whether `module`, which stands at `path`, is the output head: by the name that heads have, or
     because the model says so.
     """
@@ -142,7 +144,7 @@ def shortest_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
     return last if sorted(caught) == sorted(paths) else sorted(paths)
 
 
-def _what_there_is(model: nn.Module, targets: str | None = None) -> str:
+def _what_there_is(model: nn.Module, targets: str | Sequence[str] | None = None) -> str:
     names = sorted(
         {
             path.rpartition(".")[2]

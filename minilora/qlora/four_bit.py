@@ -56,6 +56,10 @@ class QLinear(nn.Module):
     buffers.
     """
 
+    weight: torch.Tensor  # two codes a byte, ((out · in + 1) // 2, 1) uint8
+    absmax: torch.Tensor  # scales, (blocks,), fp32 or 8-bit codes of them
+    nested_absmax: torch.Tensor | None  # the scales' scales, fp32
+
     def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         _scratch.serve(self)
@@ -99,8 +103,9 @@ class QLinear(nn.Module):
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
-            if self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
         return self
 
     def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
@@ -126,12 +131,10 @@ class QLinear(nn.Module):
             )
             return
         self._hold(q)
-        if self.bias is not None:
-            (
-                self.bias.data.copy_(state_dict[prefix + "bias"])
-                if prefix + "bias" in state_dict
-                else missing_keys.append(prefix + "bias")
-            )
+        if self.bias is not None and prefix + "bias" in state_dict:
+            self.bias.data.copy_(state_dict[prefix + "bias"])
+        elif self.bias is not None:
+            missing_keys.append(prefix + "bias")
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The decoded weight as a tensor of its own (out, in), for an exact merge."""

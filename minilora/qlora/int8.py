@@ -30,7 +30,7 @@ through fp16 as there. (But
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -94,7 +94,8 @@ def _int_mm_fits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if (
         a.device.type == "cpu"
     ):  # before torch 2.6 it could saturate without VNNI; without AVX-512 it is slow
-        return torch.__version__ >= (2, 6) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        return version >= (2, 6) and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return (
         a.device.type == "cuda" and a.shape[0] > 16 and a.shape[1] % 8 == 0 and b.shape[0] % 8 == 0
     )
@@ -197,11 +198,14 @@ class Int8Linear(nn.Module):
     what `dense_weight` gives.
     """
 
+    SCB: torch.Tensor  # (out,) fp32
+    weight_format: torch.Tensor  # () uint8
+
     def __init__(
         self,
-        codes,
-        scale,
-        bias=None,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None = None,
         threshold: float = THRESHOLD,
         dtype: torch.dtype = torch.float32,
     ):
@@ -346,10 +350,10 @@ def trace_outliers(
 
 
 @torch.no_grad()
-def plant_outliers(model: nn.Module, columns: list[int], factor: float = 64.0) -> nn.Module:
-    """Give a Llama the outlier features of a large model without changing its answers: in every
-    layer the norms' weights of `columns` are multiplied by factor and the columns of the linears
-    that read them divided by it. In place.
+def plant_outliers(model: Any, columns: list[int], factor: float = 64.0) -> nn.Module:
+    """Give a Llama, ours or transformers', the outlier features of a large model without changing
+    its answers: in every layer the norms' weights of `columns` are multiplied by factor and the
+    columns of the linears that read them divided by it. In place.
 
     With a factor that is a power of two the float model's logits stay the same up to the order of
     summation.
