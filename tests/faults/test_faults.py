@@ -142,20 +142,26 @@ def test_a_fresh_fault_is_tried_on_all_that_can_see_it(workshop, new, verdict, r
     assert found[0] == verdict and reason in found[1], found
 
 
-def test_what_fails_without_a_fault_kills_none():
+@pytest.mark.parametrize(
+    "test, outcome, left_out",
+    [
+        ("t.py::red anyway", "call: AssertionError", "--deselect=t.py::red anyway"),
+        ("t.py", "collect: ImportError", f"--ignore={planting.ROOT / 't.py'}"),
+    ],
+)
+def test_what_fails_without_a_fault_kills_none(test, outcome, left_out):
     """Its red is nobody's doing: it is left out, and the others are asked."""
     asked = []
 
     class Pretended:
         def try_out(self, fault, tests, options=()):
-            asked.append([option for option in options if "deselect" in option])
-            outcomes = {"t::red anyway": "call: AssertionError"}
-            if fault is not None and asked[-1]:
-                outcomes = {"t::good": "passed"}
+            asked.append((fault, left_out in options))
+            red_anyway = asked[-1] != (ROUNDED, True)
+            outcomes = {test: outcome} if red_anyway else {"t.py::good": "passed"}
             return planting.Report(outcomes, {}, planting.ROOT, "")
 
     assert planting.Check(Pretended(), ["numerics"]).verdict(ROUNDED)[0] == "SURVIVED"
-    assert asked == [[], [], ["--deselect=t::red anyway"]]
+    assert asked == [(ROUNDED, False), (None, False), (ROUNDED, True)]
 
 
 def test_who_sees_a_file():

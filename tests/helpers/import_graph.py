@@ -37,8 +37,8 @@ def imports(module: str, path: Path, modules: dict[str, Path]) -> set[str]:
 
 
 def tests_that_import(root: Path, module: str) -> list[Path]:
-    """The test files from which imports lead to `module`: those of its own room first, then by the
-    length of the way.
+    """The test files from which imports lead to `module`: those of its room first, its own before
+    the others, then by the length of the way.
     """
     package = modules_of(root / "minilora")
     helpers = {path.stem: path for path in (root / "tests/helpers").glob("*.py")}
@@ -52,11 +52,10 @@ def tests_that_import(root: Path, module: str) -> list[Path]:
     while edge:
         edge = {name for name in graph if name not in steps and graph[name] & edge}
         steps.update(dict.fromkeys(edge, 1 + max(steps.values())))
-    room = module.split(".")[1]
+    room, own = module.split(".")[1], "test_" + module.rpartition(".")[2]
     seeing = [name for name in tests if name in steps]
-    return [
-        tests[name] for name in sorted(seeing, key=lambda n: (n.split(".")[1] != room, steps[n], n))
-    ]
+    near = lambda name: (name.split(".")[1] != room, tests[name].stem != own, steps[name], name)
+    return [tests[name] for name in sorted(seeing, key=near)]
 
 
 def _reached(name: str, path: Path, files: dict[str, Path]) -> set[str]:
