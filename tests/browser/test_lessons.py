@@ -96,7 +96,8 @@ def explorers(notebook) -> list:
         if "slider" in tags(cell) and ".show()" in cell["source"]
     ]
     topics = [
-        re.search(r"from minilora\.explore\.(\w+) import EXPLORER", source)[1] for source in shown
+        re.search(r"from minilora\.course\.explore\.(\w+) import EXPLORER", source)[1]
+        for source in shown
     ]
     return [
         importlib.import_module(f"minilora.course.explore.{topic}").EXPLORER for topic in topics
