@@ -218,6 +218,15 @@ def test_a_leaf_alone_and_a_graph_too_large():
     assert "shape 2×3" in draw(x, most=100)
 
 
+def test_a_leaf_stands_next_to_the_first_box_that_uses_it():
+    a, c = Tensor(1.0, requires_grad=True, name="a"), Tensor(2.0, name="c")
+    root = ET.fromstring(draw(a.exp().exp() * c))
+    boxes = [element for element in root.iter() if element.tag.endswith("rect")]
+    names = [e.text for e in root.iter() if e.get("font-weight") == "bold"]
+    columns = {name: (int(box.get("x")) - 8) // 158 for name, box in zip(names, boxes)}
+    assert columns == {"a": 0, "exp": 2, "c": 2, "*": 3}, "the second exp is named last"
+
+
 # every rule at once
 
 

@@ -157,6 +157,23 @@ def test_ignored_targets_cost_nothing_even_at_minus_infinity():
     np.testing.assert_allclose(mine.grad, theirs.grad.numpy(), atol=1e-15)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_slope_of_a_power_of_nought_is_nought_at_zero_too():
+    x = Tensor([0.0, 2.0], requires_grad=True)
+    (x**0).sum().backward()
+    assert x.grad.tolist() == [0, 0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sigmoid_far_out_overflows_nowhere(dtype):
+    """torch's fp32 is 0 below −88 already, where e^x still is a number."""
+    x = np.array([-1000, -100, -90, 90, 100, 1000], dtype)
+    mine, theirs = Tensor(x, requires_grad=True).sigmoid(), torch.from_numpy(x).sigmoid()
+    np.testing.assert_allclose(mine.data, theirs.numpy(), rtol=1e-6, atol=1e-38)
+    assert mine.data[1] == pytest.approx(np.exp(-100.0), rel=1e-1)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_cross_entropy_without_a_target_is_nan_as_in_torch():
     assert np.isnan(ours.cross_entropy(Tensor(np.ones((2, 3))), [-100, -100]).item())

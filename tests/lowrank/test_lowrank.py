@@ -176,3 +176,25 @@ def test_errors_name_the_value(call, words):
     with pytest.raises(MiniloraError) as error:
         call(matrix(0, 4, 6))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_both_factors_are_equally_large():
+    """A product of the same matrix is had by any split; this one keeps both in the same range."""
+    w = matrix(0, 9, 5)
+    b, a = lowrank.factors(w, 3)
+    root = np.sqrt(lowrank.singular_values(w)[:3])
+    np.testing.assert_allclose(np.linalg.norm(b, axis=0), root)
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), root)
+
+
+@pytest.mark.parametrize("steps, rank", [(5, 1), (11, 2)])
+def test_what_counts_as_rounding_is_numpys_rule_for_oblong_matrices(steps, rank):
+    w = np.zeros((2, 8))
+    w[0, 0], w[1, 1] = 1, steps * np.finfo(np.float64).eps
+    assert lowrank.rank(w) == lowrank.rank(w.T) == np.linalg.matrix_rank(w) == rank
+
+
+def test_a_product_is_as_exact_as_its_coarser_factor():
+    fine, coarse = np.eye(2), np.diag([1, 1e-7]).astype(np.float32)
+    assert lowrank.product_rank(fine, coarse) == lowrank.product_rank(coarse, fine) == 1
+    assert lowrank.product_rank(fine, coarse.astype(np.float64)) == 2
