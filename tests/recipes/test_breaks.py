@@ -9,7 +9,6 @@ raised here by hand, with CUDA's words.
 import gc
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -129,6 +128,8 @@ def test_ctrl_c(tiny_folder, data, tmp_path, backend):
 
 def with_room(argv, room):
     """The command in a process that may map `room` bytes more than it has now."""
+    import resource  # not on Windows, where this file is skipped
+
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room,) * 2)
     return main(argv)
