@@ -3,8 +3,8 @@
 
 What it replaces: "Run all" and "Save" by hand, which leave timestamps, widget states and machine
 names behind.
-How it works: badges and setup cell are rewritten from pyproject.toml, nbclient runs all cells in a
-new kernel, then the outputs are cleaned: no widget views (they are dead without a kernel; a
+How it works: the parts of `lesson_parts` are rewritten, nbclient runs all cells in a new kernel,
+then the outputs are cleaned: no widget views (they are dead without a kernel; a
 `still()` call stands beside each), no stderr and progress bars, joined streams, plain metadata,
 ids. A notebook is saved only if every cell ran. With --parts nothing is run, only the common parts
 and the metadata are rewritten.
@@ -119,7 +119,9 @@ def main(arguments: list[str] | None = None) -> int:
         "paths", nargs="*", type=Path, help="notebooks; all of the course if none is named"
     )
     parser.add_argument(
-        "--parts", action="store_true", help="rewrite badges, setup cell and metadata, run nothing"
+        "--parts",
+        action="store_true",
+        help="rewrite the parts that all lessons have and the metadata, run nothing",
     )
     options = parser.parse_args(arguments)
     failed = []

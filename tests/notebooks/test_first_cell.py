@@ -154,7 +154,7 @@ def test_an_uploaded_zip_or_wheel_is_found(here, stand_ins, tmp_path, packed, be
     (uploads / "a-dataset" / "deeper").mkdir(parents=True)
     folder = here if beside else uploads / "a-dataset" / "deeper"
     pack(folder / packed, f"{FOLDER}/" if packed.endswith("zip") else "")
-    ready, where = run(here, stand_ins, first_cell(uploads=uploads), WHERE)
+    ready, where = run(here, stand_ins, first_cell("", uploads), WHERE)
     assert [ready] == READY and where[1] == str(here / FOLDER)
 
 
