@@ -1,4 +1,6 @@
-"""The same runs by transformers, PEFT and bitsandbytes; a reader who deletes this folder still has everything from scratch."""
+"""The same runs by transformers, PEFT and bitsandbytes; a reader who deletes this folder still has
+everything from scratch.
+"""
 
 import lazy_loader
 

@@ -26,7 +26,8 @@ base_model: {base}
 library_name: peft
 ---
 
-A LoRA adapter of rank {rank} for {base}. Load it with `peft.PeftModel.from_pretrained`, over the base in the precision that it was trained with.
+A LoRA adapter of rank {rank} for {base}. Load it with \
+`peft.PeftModel.from_pretrained`, over the base in the precision that it was trained with.
 """
 
 

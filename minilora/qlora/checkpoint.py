@@ -22,6 +22,7 @@ from ..errors import MiniloraError
 from ..llama.checkpoint import weight_files
 from ..llama.config import Config
 from ..llama.model import Llama
+from ..lora.targets import put
 from ..quantize import bnb_format
 from ..system.files import atomic_folder
 from .four_bit import QLinear
@@ -77,7 +78,7 @@ def load_quantized(
     for name in bnb_format.quantized_names(state):
         keys = bnb_format.part_keys(state, name)
         quantized = bnb_format.from_tensors({key: state.pop(key).to(device) for key in keys}, name)
-        _put(
+        _put_checked(
             model,
             name.removesuffix(".weight"),
             QLinear(quantized, state.pop(name.removesuffix("weight") + "bias", None)),
@@ -133,11 +134,10 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _put(model: nn.Module, path: str, layer: QLinear) -> None:
+def _put_checked(model: nn.Module, path: str, layer: QLinear) -> None:
     """Put `layer` in the place of the linear layer at `path`. Raises MiniloraError if there is none
     of that shape.
     """
-    parent, _, name = path.rpartition(".")
     try:
         old = model.get_submodule(path)
     except AttributeError as error:
@@ -149,4 +149,4 @@ def _put(model: nn.Module, path: str, layer: QLinear) -> None:
         raise MiniloraError(
             f"{path} is {list(shapes[0])} in the file, config.json asks for {list(shapes[1])}"
         )
-    setattr(model.get_submodule(parent), name, layer)
+    put(model, path, layer)

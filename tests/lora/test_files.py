@@ -252,7 +252,8 @@ def test_loftq_over_a_quantized_base_repairs_it_and_is_read_over_that_base_alone
         for wrong in (llama(), packed(not double)[0], packed(double, "fp4")[0]):
             with pytest.raises(
                 MiniloraError,
-                match=f"repairs .LoftQ. a base in nf4 blocks of 64, double={double}.*quantize it so",
+                match=f"repairs .LoftQ. a base in nf4 blocks of 64, double={double}"
+                ".*quantize it so",
             ):
                 lora.load_adapter(wrong, tmp_path / folder)
             assert not lora.adapters(wrong)

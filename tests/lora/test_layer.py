@@ -203,6 +203,45 @@ def test_fused_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(call, inputs)
 
 
+def test_over_an_fp16_base_the_detour_is_in_fp32_as_pefts():
+    """fp16 ends at 65504: the numbers of the detour are kept out of it."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(24, 20)).half()
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 4, 8, ["0"]))
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
+    twin = peft_twin(base, config, ours)
+    x = torch.randn(5, 24).half()
+    assert torch.equal(ours(x), twin(x)) and ours(x).dtype == torch.float16
+    with torch.no_grad():  # beyond fp16 in the middle, within it in the end
+        ours[0].lora_A["default"].mul_(1e5)
+        ours[0].lora_B["default"].mul_(1e-5)
+    assert ours(x).isfinite().all()
+
+
+def test_under_autocast_a_layer_computes_as_autocast_would():
+    model = nn.Sequential(nn.Linear(24, 20))
+    scramble(lora.add_lora(model, 4, 8, ["0"]))
+    x = torch.randn(5, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+        plain = model[0].adapt("default", x, model[0].base(x))
+    assert y.dtype == torch.bfloat16 and torch.equal(y, plain.to(y.dtype))
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+def test_a_base_that_learns_gets_its_gradients_beside_the_adapter():
+    for learns in ("weight", "bias"):
+        layer = LoRALinear(nn.Linear(6, 5))
+        layer.add("a", 2, 2.0)
+        layer.lora_B["a"].data.normal_()
+        trained = getattr(layer.base, learns).requires_grad_(True)
+        x, weigh = torch.randn(4, 6), torch.randn(4, 5)
+        (found,) = torch.autograd.grad((layer(x) * weigh).sum(), trained)
+        wanted = weigh.T @ x if learns == "weight" else weigh.sum(0)
+        torch.testing.assert_close(found, wanted)
+
+
 def test_over_a_bf16_base_the_detour_is_rounded_to_bf16():
     base = llama(dtype=torch.bfloat16)
     ours = scramble(lora.add_lora(copy.deepcopy(base), 4, 8))
