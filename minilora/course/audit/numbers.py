@@ -3,12 +3,14 @@
 What it replaces: "about right", said by eye.
 How it works: the printed text says how exact it wants to be: its last digit is the unit. Zeros at
 the end of a whole number are no digits beyond the second one: 780 is right to ten, 10,000 to a
-thousand. Then
-  reproduces  the computed number, rounded to that unit, is the printed one (a tie may go either
-              way);
-  rounds      it is off by at most one unit and 5 %, as a number that was cut instead of rounded is,
-              or by at most 1 %;
-  does not    anything else.
+thousand. Then a printed number
+
+    reproduces  if the computed one, rounded to that unit, is the printed one; a tie may go either
+                way
+    rounds      if it is off by at most one unit and 5 %, as a number that was cut instead of
+                rounded is, or by at most 1 %
+    does not    otherwise
+
 `Book` keeps what has been audited, each number once, and shows it as a table or as points for a
 picture.
 What it leaves out: uncertainty of the inputs. A paper that rounds its inputs may compute right and

@@ -17,21 +17,22 @@ To add an exercise as a lesson's author:
 
        from . import Exercise, Wrong
 
-       def _inputs(rng):                       # fresh random inputs where no wrong answer can hide:
-       A *and* B non-zero,
-           A, B = rng.normal(size=(2, 7)), rng.normal(size=(5, 2))          # alpha != rank, d_in !=
-           d_out return A, B, 6.0, 2                 # the arguments of the learner's function
+       def _inputs(rng):  # the arguments of the learner's function, fresh for each case
+           A, B = rng.normal(size=(2, 7)), rng.normal(size=(5, 2))
+           return A, B, 6.0, 2  # where no wrong answer can hide: A and B are not zero, alpha is
+                                # not the rank, and d_in is not d_out
 
-       def _delta(A, B, alpha, rank):          # the reference
+       def _delta(A, B, alpha, rank):  # the reference
            return alpha / rank * B @ A
 
        EXERCISES = [
            Exercise("08-delta", "The update from its factors", _inputs, _delta, [
-               Wrong("alpha instead of alpha / r", lambda A, B, alpha, rank: alpha * B @ A,
-                     "you scale by α; the scale is α/r, so that the size of the update does not
-                     depend on the rank"),
-               Wrong("factors swapped", lambda A, B, alpha, rank: alpha / rank * (A.T @ B.T),
-               "..."), Wrong("scale forgotten", lambda A, B, alpha, rank: B @ A, "..."),
+               Wrong("alpha instead of alpha / r",
+                     lambda A, B, alpha, rank: alpha * B @ A,
+                     "you scale by α; the scale is α/r, so that the size of the update does not "
+                     "depend on the rank"),
+               Wrong("factors swapped", lambda A, B, alpha, rank: alpha / rank * A.T @ B.T, "…"),
+               Wrong("scale forgotten", lambda A, B, alpha, rank: B @ A, "…"),
            ]),
        ]
 

@@ -14,12 +14,12 @@ To add a slider as a lesson's author, write `minilora/course/explore/TOPIC.py`:
     from . import svg
     from .widget import Explorer, Slider
 
-    def compute(rank: int, alpha: int) -> dict:            # pure; under 50 ms (cache what is slow
-    with functools.cache)
+    def compute(rank: int, alpha: int) -> dict:
+        '''Pure, and under 50 ms: cache what is slow with functools.cache.'''
         return {"numbers": rank * (64 + 64), "scale": alpha / rank}
 
-    def render(found: dict) -> tuple[str, str]:            # pure: one sentence that says what the
-    picture shows, and the picture
+    def render(found: dict) -> tuple[str, str]:
+        '''Pure: one sentence that says what the picture shows, and the picture.'''
         label = f"{found['numbers']} numbers train, scale {found['scale']:.2f}"
         return label, svg.bars([found["numbers"], 4096], ["A and B", "all of W"])
 
@@ -31,8 +31,10 @@ To add a slider as a lesson's author, write `minilora/course/explore/TOPIC.py`:
 In the notebook a cell tagged `slider` that needs only the setup cell, and ends with the widget;
 before it, for readers without a kernel, a plain call that prints the default state:
 
-    from minilora.course.explore import TOPIC   |        TOPIC.EXPLORER.still()          |
-    TOPIC.EXPLORER.show()
+    from minilora.course.explore import TOPIC
+
+    TOPIC.EXPLORER.still()  # in the cell before
+    TOPIC.EXPLORER.show()   # in the slider's cell
 
 The state stands in the page as `data-rank="8"` on an element with `role="img"` and the label as
 `aria-label`; the tests wait for it. Text from a model or a user goes through `html.escape`, which
