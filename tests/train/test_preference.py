@@ -333,3 +333,53 @@ def test_dropout_is_off_in_policy_and_reference(tiny_folder, tokenizer, rows, me
         return found
 
     assert run(0.5) == run(0.0)
+
+
+# -- the step that both share
+
+
+def test_a_step_is_adamw_without_decay_on_the_clipped_gradient_of_this_loss_alone(model):
+    settings = preference.Settings(lr=0.01)
+    optimizer = preference._optimizer(model, settings)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.01, 0.0)]
+    learned = lora.trainable_parameters(model)
+    for parameter in learned:
+        parameter.grad = torch.full_like(parameter, 1e6)  # what an earlier loss left behind
+    before = [parameter.detach().clone() for parameter in learned]
+    loss = sum((1e3 * parameter).sum() for parameter in learned)
+    preference._update(model, optimizer, loss)
+    count = sum(parameter.numel() for parameter in learned)
+    for parameter, old in zip(learned, before):
+        wanted = torch.full_like(parameter, preference.CLIP / math.sqrt(count))
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=0)
+        torch.testing.assert_close(parameter.detach(), old - 0.01, rtol=1e-4, atol=1e-6)
+
+
+def test_at_a_low_temperature_the_likeliest_answer_is_drawn(model, tokenizer):
+    (ids, labels), *_ = preference.sample_answers(
+        model, tokenizer, ["the cat"], seed=3, max_new_tokens=6, temperature=1e-4
+    )
+    given = labels.count(IGNORE)
+    greedy = model.generate(torch.tensor([ids[:given]]), 6, stop=tokenizer.eos_id)[0].tolist()
+    assert ids == greedy[: len(ids)]
+
+
+def test_each_step_draws_anew_from_examples_chosen_by_the_seed(tiny_folder, tokenizer, monkeypatch):
+    def run(seed):
+        asked = []
+        monkeypatch.setattr(
+            preference,
+            "sample_answers",
+            lambda m, t, prompts, dice, most: (
+                asked.append((tuple(prompts), dice))
+                or [encode_example({"prompt": p, "response": "a"}, t) for p in prompts]
+            ),
+        )
+        model = lora.add_lora(Llama.from_pretrained(tiny_folder), rank=2)
+        settings = preference.Settings(3, 2, seed=seed)
+        preference.fit_policy(model, tokenizer, EXAMPLES, lambda e, a: len(a), settings)
+        return asked
+
+    one, other = run(1), run(2)
+    assert one == run(1) and len({dice for _, dice in one + other}) == 6
+    assert [prompts for prompts, _ in one] != [prompts for prompts, _ in other]

@@ -70,3 +70,11 @@ def test_only_the_whole_answer_is_a_hit(tiny_folder, batch):
     assert [is_hit(a, w) for a, (_, w) in zip(answers, SAID.values())] == [True] * 2 + [False] * 6
     assert (hits, number) == (2, 8) and max(speaker.widths) == min(batch, 8) and speaker.training
     assert [answer.strip() for answer in answers] == [said.strip() for said, _ in SAID.values()]
+
+
+def test_the_longest_wanted_answer_of_a_batch_has_room(tiny_folder):
+    tokenizer = Tokenizer.from_pretrained(tiny_folder)
+    wanted = {"short": "a", "long": "the dog and the bird and the cat sat on the mat"}
+    examples = [{"prompt": name, "response": answer} for name, answer in wanted.items()]
+    table = {tuple(encode_prompt(name, tokenizer)): answer for name, answer in wanted.items()}
+    assert exact_match(Speaker(tokenizer, table), tokenizer, examples)[0] == 2
