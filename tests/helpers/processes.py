@@ -8,7 +8,20 @@ import multiprocessing
 import os
 import sys
 
-OURS = ("commands.finetune", "train", "qlora", "lora", "checkpoint", "sampling", "hub")
+OURS = (
+    "cli.finetune",
+    "recipes.finetune",
+    "train.loop",
+    "text.rows",
+    "llama.checkpoint",
+    "llama.generate",
+    "qlora.four_bit",
+    "lora",
+    "hub.loading",
+    "hub.adapters",
+    "budget.estimate",
+    "budget.forms.variants",
+)
 THEIRS = (
     "torch._dynamo",
     "matplotlib.figure",

@@ -140,11 +140,12 @@ def test_no_memory_for_one_step(tiny_folder, data, tmp_path, backend):
     """The step with the long rows does not fit: the line names it, and what it advises goes on in
     the same memory, to the same end.
     """
-    room, out, whole, err = 100 * 10**6, tmp_path / "run", tmp_path / "whole", tmp_path / "err"
+    # 8 rows at once take up to 105 MB in either backend, 64 more than 200: in the middle, neither
+    # the libraries nor the allocator's luck decide
+    room, out, whole, err = 150 * 10**6, tmp_path / "run", tmp_path / "whole", tmp_path / "err"
     assert finish(main, command(tiny_folder, data, whole, backend)) == 0
     assert finish(with_room, command(tiny_folder, data, out, backend), room, err=err) == 2
     line = told(err)
-    print(line)
     assert f"in step {LATE}, 64 rows of up to" in line and "MB more were asked for" in line
     assert (
         f"go on after step 4 by minilora finetune --out {out} --resume --checkpointing (about "

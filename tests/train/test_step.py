@@ -10,6 +10,7 @@ import torch
 from minilora import lora, train
 from minilora.llama import Llama
 from minilora.text import Tokenizer, encode_rows
+from minilora.train import loop
 
 EXAMPLES = [{"prompt": f"say {c * (1 + i % 3)}", "response": c} for i, c in enumerate("abcdefgh")]
 
@@ -105,12 +106,12 @@ def test_precision_reaches_the_products(fresh, rows, monkeypatch, precision, dty
     from minilora.system.precision import autocast_dtype
 
     found = set()
-    real = train.loop.loss_sum
+    real = loop.loss_sum
 
     def loss_sum(model, batch):
         found.add(autocast_dtype("cpu"))
         return real(model, batch)
 
-    monkeypatch.setattr(train.loop, "loss_sum", loss_sum)
+    monkeypatch.setattr(loop, "loss_sum", loss_sum)
     one(fresh(), rows, precision=precision)
     assert found == {dtype}
