@@ -57,6 +57,16 @@ def test_a_second_chunk_equals_transformers(seed, padded, cuts):
     assert (mine - whole)[real].abs().max() <= 1e-5
 
 
+def test_checkpointing_leaves_the_cache_alone():
+    """Gradients are asked for here, as in a policy-gradient loop that reads a prompt by pieces."""
+    _, ours = twins(3)
+    ids = tokens(ours, 2, 9)
+    whole = ours(ids)
+    ours.gradient_checkpointing = True
+    pieces = in_pieces(ours, ids, None, (5, 9))
+    assert (pieces - whole).abs().max() <= 1e-5
+
+
 @torch.no_grad()
 def test_a_later_token_cannot_change_an_earlier_one_in_its_chunk():
     _, ours = twins(3)

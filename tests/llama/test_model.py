@@ -220,7 +220,7 @@ def warped(logits, temperature, top_k, top_p):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5])
-@pytest.mark.parametrize("top_k", [None, 1, 5, 64, 500])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 63, 64, 500])
 @pytest.mark.parametrize("top_p", [None, 1e-6, 0.5, 0.95, 1.0])
 def test_filters_equal_transformers_warpers(temperature, top_k, top_p):
     generator = torch.Generator().manual_seed(0)
@@ -247,6 +247,17 @@ def test_stop_ends_rows_pads_them_and_ends_the_batch():
     heard = []
     ours.generate(ids, 3, stop=[], on_token=heard.append)
     assert heard == [free[:, column].tolist() for column in (4, 5, 6)]
+
+
+def test_any_of_several_eos_tokens_ends_a_row():
+    """As in Llama 3, whose config names three."""
+    _, ours = twins(6)
+    ids = tokens(ours, 1, 4)
+    free = ours.generate(ids, 12, stop=[])[0, 4:].tolist()
+    unused = next(i for i in range(ours.config.vocab_size) if i not in free)
+    ours.config.eos_token_id = [unused, free[3]]
+    out = ours.generate(ids, 12)[0, 4:].tolist()
+    assert out == free[: free.index(free[3]) + 1]
 
 
 def test_generation_leaves_modes_as_they_were_and_turns_dropout_off():

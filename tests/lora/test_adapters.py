@@ -237,6 +237,16 @@ def test_silence_lasts_until_the_outermost_block_ends():
     assert torch.equal(model(IDS), adapted)
 
 
+def test_an_adapter_may_speak_without_learning():
+    model = scramble(lora.add_lora(tiny(), 4))
+    adapted = model(IDS)
+    lora.add_lora(model, 2, name="b")
+    lora.use_adapter(model, "default", trainable=False)
+    assert not lora.trainable_parameters(model) and torch.equal(model(IDS), adapted)
+    assert lora.trainable_parameters(lora.use_adapter(model, ["default", "b"]))
+    assert lora.active_adapters(model) == ["default", "b"]
+
+
 def test_a_refused_switch_leaves_the_old_adapter_speaking():
     model = tiny()
     for name in ("a", "b"):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from minilora import lora
 from minilora.errors import MiniloraError
+from minilora.lora.peft_config import from_peft
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -171,6 +172,20 @@ def test_saved_by_peft_loads_here_and_we_write_the_same_tensors(case, tmp_path):
         "peft_type",
     ):
         assert theirs[field] == ours[field], field
+
+
+def test_what_a_file_leaves_out_is_as_peft_has_it():
+    defaults = peft.LoraConfig()
+    config = from_peft({"peft_type": "LORA", "target_modules": ["q_proj"]}, "here")
+    assert (config.rank, config.alpha, config.dropout, config.rslora, config.dora) == (
+        defaults.r,
+        defaults.lora_alpha,
+        defaults.lora_dropout,
+        defaults.use_rslora,
+        defaults.use_dora,
+    )
+    assert (config.rank_pattern, config.alpha_pattern, config.full_modules) == ({}, {}, [])
+    assert config.init == "kaiming" and defaults.init_lora_weights is True
 
 
 def test_pissa_written_as_plain_lora_works_on_the_untouched_base(tmp_path):

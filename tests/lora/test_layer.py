@@ -230,6 +230,34 @@ def test_under_autocast_a_layer_computes_as_autocast_would():
     assert x.grad.dtype == torch.float32
 
 
+def test_an_fp64_base_gets_an_fp64_adapter_and_any_other_fp32():
+    for dtype, wanted in ((torch.float64, torch.float64), (torch.float16, torch.float32)):
+        layer = LoRALinear(nn.Linear(6, 5, dtype=dtype))
+        layer.add("a", 2, 2.0)
+        assert {p.dtype for _, p in layer.adapter_parameters()} == {wanted}
+
+
+def test_of_a_bare_layers_adapters_the_first_speaks():
+    layer = LoRALinear(nn.Linear(6, 5))
+    for name in "abc":
+        layer.add(name, 2, 2.0)
+    assert layer.active == ["a"]
+    layer.remove("a")
+    assert layer.active == [] and layer.silent and not layer.has("a")
+
+
+def test_the_padding_token_learns_nothing_as_in_peft():
+    base = nn.Sequential(nn.Embedding(11, 6, padding_idx=3))
+    ours = scramble(lora.add_lora(copy.deepcopy(base), 2, 4, ["0"]))
+    twin = peft_twin(base, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["0"]), ours)
+    for model in (ours, twin):
+        (model(IDS) ** 2).sum().backward()
+    mine = ours[0].lora_embedding_A["default"].grad
+    theirs = twin.base_model.model[0].lora_embedding_A["default"].grad
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert not mine[:, 3].any() and mine[:, 5].all()
+
+
 def test_a_base_that_learns_gets_its_gradients_beside_the_adapter():
     for learns in ("weight", "bias"):
         layer = LoRALinear(nn.Linear(6, 5))
