@@ -58,7 +58,9 @@ def drawn(seed, method, precision):
 )
 def test_the_peak_on_paper_is_the_ledgers(seed, method, precision):
     setup = drawn(seed, method, precision)
-    assert estimate(setup).peak_allocated == pytest.approx(measure(setup).peak, rel=0.01), setup
+    # with the averages made beforehand one step is like the second of two (see test_ledger)
+    found = measure(setup, steps=1)
+    assert estimate(setup).peak_allocated == pytest.approx(found.peak, rel=0.01), setup
 
 
 def test_what_keeps_nothing_goes_back_before_its_layer_is_computed_again():
