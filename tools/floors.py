@@ -75,9 +75,7 @@ def make() -> None:
 
 
 def run(path: Path) -> str:
-    """Execute one notebook in this interpreter's environment; "" or the first line of what went
-    wrong.
-    """
+    """Execute one notebook in this interpreter's environment; "" or what went wrong and where."""
     import nbformat
 
     from .run_notebooks import execute
@@ -86,8 +84,10 @@ def run(path: Path) -> str:
     try:
         execute(notebook, path.parent)
     except Exception as error:
-        told = [line for line in str(error).splitlines() if line.strip()]
-        return told[-1] if told else type(error).__name__
+        told = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()  # without colours
+        marked = [line.strip("- >") for line in told if line.startswith("-") and "> " in line]
+        last = [line for line in told if line.strip()][-1:]
+        return " | ".join([*last, *marked]) or type(error).__name__
     return ""
 
 
