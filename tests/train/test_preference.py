@@ -344,7 +344,7 @@ def test_a_step_is_adamw_without_decay_on_the_clipped_gradient_of_this_loss_alon
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.01, 0.0)]
     learned = lora.trainable_parameters(model)
     for parameter in learned:
-        parameter.grad = torch.full_like(parameter, 1e6)  # what an earlier loss left behind
+        parameter.grad = torch.full_like(parameter, -1e6)  # what an earlier loss left behind
     before = [parameter.detach().clone() for parameter in learned]
     loss = sum((1e3 * parameter).sum() for parameter in learned)
     preference._update(model, optimizer, loss)
