@@ -289,3 +289,9 @@ def test_cards_hold_what_a_data_sheet_says():
         match="T4 has no bf16 matrix units; choose a precision among fp32, fp16, int8",
     ):
         catalog.gpu("T4").rate("bf16")
+
+
+def test_a_card_has_what_cuda_reports_not_what_is_marketed():
+    for name, gigabytes, reported in (("T4", 16, 14.74), ("L4", 24, 22.03), ("H100", 80, 79.11)):
+        card = catalog.gpu(name)
+        assert card.memory == gigabytes * 10**9 and card.usable == int(reported * 2**30)

@@ -165,6 +165,13 @@ def test_a_budget_is_whole():
     )
 
 
+def test_a_card_must_hold_workspaces_whole_segments_and_the_drivers_context():
+    told = estimate("llama-7b", method="lora", rank=8)
+    segments = -(-(told.peak_allocated + 2 * 8_519_680) // (2 * 2**20)) * 2 * 2**20
+    assert told.needs() == told.with_context == segments + 512 * 2**20
+    assert told.needs("T4") == segments + 147_744_358  # measured
+
+
 def test_other_families_are_answered_roughly():
     """GPT-3 by Megatron's form: 34·s·b·h a layer; the paper's 16 bytes of state a parameter are
     exact.
