@@ -118,8 +118,8 @@ def quantize(x, code="nf4", block: int | str = 64, double: bool = False):
 
     x: NumPy array or torch tensor of any shape in fp32, bf16, fp16 or fp64 (which is rounded to
     fp32 first). code: a name of `codebooks.NAMES`, a CodeBook or an array of levels; `uint2` ...
-    `uint8` use a zero point (`zero_point`). block: how many neighbours of the flattened tensor share a
-    scale, or "row", "column", "tensor". double: store the scales in 8 bits, too.
+    `uint8` use a zero point (`zero_point`). block: how many neighbours of the flattened tensor
+    share a scale, or "row", "column", "tensor". double: store the scales in 8 bits, too.
     Raises MiniloraError for an unknown code, a block that is not allowed, an empty tensor, NaN or
     infinity.
     """
