@@ -120,6 +120,8 @@ def test_casting_and_moving_keep_the_rope_tables_exact():
     ours.to(torch.bfloat16).to(torch.float32)
     assert torch.equal(ours.model.rotary.cos, before)
     assert not any("rotary" in name for name in ours.state_dict())
+    ours.to("meta")
+    assert ours.model.rotary.cos.is_meta and ours.model.rotary.sin.is_meta
 
 
 # generation
