@@ -102,10 +102,10 @@ def test_a_conversation_draws_as_it_was_told_to(pair):
 
 def test_the_oldest_turns_go_when_the_room_is_full(pair):
     model, tokenizer = pair
-    talk = Conversation(model, tokenizer, max_new=8)
-    room = model.config.max_position_embeddings - 8
+    talk = Conversation(model, tokenizer, max_new=100)
+    room = model.config.max_position_embeddings - 100
     for number in range(6):
-        talk.ask(f"{number} " + "the cat sat " * 20)
+        talk.ask(f"{number} " + "the cat sat " * 9, stop=lambda: True)
         assert len(text.encode_prompt(talk.turns[:-1], tokenizer)) <= room
     assert (
         len(talk.turns) < 12
