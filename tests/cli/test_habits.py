@@ -363,3 +363,13 @@ def test_what_hangs_or_is_not_there_is_no_error():
     assert doctor._output("no-such-program-here", seconds=1)[0] == -1
     code, text = doctor._output(sys.executable, "-c", "import time; time.sleep(9)", seconds=0.2)
     assert code == -1 and "no answer" in text
+
+
+def test_an_empty_line_ends_a_chat(capsys, monkeypatch, loaded):
+    asked = []
+    monkeypatch.setattr(
+        minilora.text.chat.Conversation, "ask", lambda self, line, show: asked.append(line)
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n\nthree\n"))
+    assert main(["generate", "--chat"]) == 0
+    assert asked == ["one", "two"]

@@ -15,6 +15,7 @@ from minilora import lora, text, train
 from minilora.budget import this_card
 from minilora.budget.measure.fake_run import checkpoint_layers
 from minilora.budget.setup import make
+from minilora.budget.shapes import Shape
 from minilora.llama import Config, Llama, decoder
 from minilora.qlora import four_bit
 from minilora.qlora.base import load_base, recipe
@@ -225,7 +226,7 @@ def test_a_row_that_breaks_off_spoils_no_other_and_what_is_there_is_kept(
 def test_a_step_of_every_method_runs_on_the_card():
     for library in ("transformers", "bitsandbytes"):
         pytest.importorskip(library)
-    shape = on_card.Shape("8k", hidden=32, ffn=64, layers=1, heads=4, kv_heads=2, vocab=64)
+    shape = Shape("8k", hidden=32, ffn=64, layers=1, heads=4, kv_heads=2, vocab=64)
     with pretended_card():
         for method in ("full-bf16", "lora", "qlora"):
             assert (

@@ -341,3 +341,66 @@ def test_the_base_of_an_adapter_is_named_as_it_is_found_again(tmp_path):
     assert Settings().base_name(tmp_path) == str(tmp_path)
     assert Settings(model="owner/name").base_name(tmp_path) == "owner/name"
     assert base.resolve("tiny").is_dir()
+
+
+# -- what a run is compared with, and what is measured
+
+
+def test_validation_rows_are_their_own(reach, data, tmp_path):
+    import shutil
+
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "valid.jsonl").write_text('{"prompt": "p", "response": "only here"}\n')
+    got = reach("--data", tmp_path / "data")
+    assert (len(got.rows), len(got.valid)) == (16, 1) and got.valid[0] not in got.rows
+
+
+def test_another_base_is_another_run(tiny_folder, data, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    settings = Settings(model=str(model), data=str(data), method="lora", steps=1, batch=1)
+    finetune.run(settings, tmp_path / "run", say=lambda line: None)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MiniloraError, match="has changed since this run began; put the old model"):
+        finetune.resume(tmp_path / "run", say=lambda line: None)
+
+
+def test_a_loaded_model_answers_and_does_not_learn(tiny_folder, data, tmp_path):
+    settings = Settings(model=str(tiny_folder), data=str(data), steps=1, batch=1, dropout=0.5)
+    finetune.run(settings, tmp_path / "run", say=lambda line: None)
+    model, _ = load.load(str(tiny_folder), str(tmp_path / "run"), device="cpu")
+    assert not any(module.training for module in model.modules())
+    assert not lora.trainable_parameters(model)
+
+
+def test_a_merge_that_spoils_the_model_is_measured(tiny_folder, data, tmp_path, monkeypatch):
+    from minilora.recipes import merge
+
+    settings = Settings(model=str(tiny_folder), data=str(data), method="lora", steps=1, batch=1)
+    finetune.run(settings, tmp_path / "run", say=lambda line: None)
+    done = merge.run(tmp_path / "run", tmp_path / "good", str(tiny_folder), device="cpu")
+    assert abs(done.kl) < 1e-9 and done.requantized is None and done.tokens > 10
+    real = merge.decode_rest
+
+    def spoil(model):
+        real(model)
+        model.model.norm.weight.data *= 3
+
+    monkeypatch.setattr(merge, "decode_rest", spoil)
+    done = merge.run(tmp_path / "run", tmp_path / "bad", str(tiny_folder), device="cpu")
+    assert done.kl > 1e-3
+
+
+def test_the_longest_row_decides_the_warning(monkeypatch, tmp_path):
+    from minilora.recipes import memory_warning
+
+    asked = []
+    monkeypatch.setattr(memory_warning, "warning", lambda *given: asked.append(given[-1]))
+    memory_warning.warn(Settings(), tmp_path, "cpu", [([1] * n, [1] * n) for n in (3, 9, 5)])
+    assert asked == [9]

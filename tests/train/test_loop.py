@@ -139,7 +139,7 @@ def test_accumulation_equals_one_big_batch(adapted, rows):
 
 
 def test_a_mean_of_means_would_be_seen(adapted, rows):
-    """The mutant: each micro-batch's mean loss, averaged. It must differ by more than the tolerance
+    """The fault: each micro-batch's mean loss, averaged. It must differ by more than the tolerance
     above.
     """
     uneven = sorted(rows, key=lambda row: sum(label != IGNORE for label in row[1]))[:16]

@@ -115,3 +115,35 @@ def test_precision_reaches_the_products(fresh, rows, monkeypatch, precision, dty
     monkeypatch.setattr(loop, "loss_sum", loss_sum)
     one(fresh(), rows, precision=precision)
     assert found == {dtype}
+
+
+def test_adamw_gets_its_betas(fresh, rows, seen):
+    one(fresh(), rows, betas=(0.8, 0.95))
+    assert {group["betas"] for group in seen[0][1]} == {(0.8, 0.95)}
+
+
+def test_a_validation_is_made_in_the_runs_precision_without_dropout(tiny_folder, rows, monkeypatch):
+    from minilora.system.precision import autocast_dtype
+    from minilora.train import loss
+
+    found = []
+    real = loss.loss_sum
+
+    def loss_sum(model, batch):
+        found.append((autocast_dtype("cpu"), model.training))
+        return real(model, batch)
+
+    monkeypatch.setattr(loss, "loss_sum", loss_sum)
+    model = lora.add_lora(Llama.from_pretrained(tiny_folder), rank=4, dropout=0.5)
+    history = one(model, rows, valid=rows, precision="bf16")
+    assert len(history.valid_losses) == 2 and set(found) == {(torch.bfloat16, False)}
+
+
+def test_other_rows_are_another_run(fresh, rows, tmp_path):
+    from minilora.errors import MiniloraError
+
+    one(fresh(), rows, out=tmp_path / "run")
+    with pytest.raises(MiniloraError, match="the rows are not those"):
+        one(fresh(), rows[:-1], out=tmp_path / "run", resume=True)
+    again = one(fresh(), rows, out=tmp_path / "run", resume=True)
+    assert again.steps == 1
