@@ -43,6 +43,12 @@ def test_only_the_positions_that_count_are_compared(model):
         train.log_probabilities(model, [([1, 5], [-100, -100])])
 
 
+def test_probabilities_are_rounded_in_float64(model):
+    """So that a divergence of 10⁻¹² is no rounding error."""
+    found = train.log_probabilities(model, [([1, 5, 6, 7, 2], [-100, 5, 6, 7, 2])])
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(4).double(), rtol=0, atol=1e-14)
+
+
 def test_its_own_text_is_always_the_same_and_counts_but_for_its_start(model):
     rows = train.own_text(model, start=1, rows=3, length=7)
     assert rows == train.own_text(model, start=1, rows=3, length=7)
