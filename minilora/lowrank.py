@@ -3,18 +3,16 @@ and cannot be.
 
 What it replaces: `torch.svd_lowrank`, `numpy.linalg.matrix_rank` and the helpers that LoRA studies
 copy around.
-How it works: the singular value decomposition W = U diag(s) Vᵀ writes W (m, n) as a sum of min(m,
-n) matrices of rank
-    1, the largest first. Keeping the first r gives the best rank-r approximation there is (Eckart
-    and Young 1936), and its error is known before it is made: the root of the sum of the squares of
-    the singular values left out.
-What it leaves out: randomized and sparse methods. Every decomposition is a full one, O(m·n·min(m,
-n)), in fp64, because
-    fp32 singular values are noise below 1e-7 of the largest, and ranks are read off exactly there.
+How it works: the singular value decomposition W = U diag(s) Vᵀ writes W (m, n) as a sum of
+min(m, n) matrices of rank 1, the largest first. Keeping the first r gives the best rank-r
+approximation there is (Eckart and Young 1936), and its error is known before it is made: the root
+of the sum of the squares of the singular values left out.
+What it leaves out: randomized and sparse methods. Every decomposition is a full one,
+O(m·n·min(m, n)), in fp64, because fp32 singular values are noise below 1e-7 of the largest, and
+ranks are read off exactly there.
 Where numerics differ: NumPy arrays and torch tensors go in, the same kind (dtype and device kept)
-comes out; single
-    numbers are Python floats. Signs of singular vectors are arbitrary: compare products or
-    subspaces, never vectors.
+comes out; single numbers are Python floats. Signs of singular vectors are arbitrary: compare
+products or subspaces, never vectors.
 """
 
 from __future__ import annotations

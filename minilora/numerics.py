@@ -2,30 +2,28 @@
 format, and to intN.
 
 What it replaces: NumPy's and torch's casts (`x.astype(np.float16)`, `x.to(torch.float8_e4m3fn)`),
-whose rounding happens
-    out of sight, and which exist for some formats only. Here any split of the bits can be tried.
+whose rounding happens out of sight, and which exist for some formats only. Here any split of the
+bits can be tried.
 How it works: with E the exponent of |x| and M mantissa bits, the spacing of the numbers around x is
-q = 2^(E−M), where E
-    is not allowed below 1 − bias: that floor is all there is to subnormals. So n = rint(|x| / q),
-    half to even, is the significand with its leading 1, and
+q = 2^(E−M), where E is not allowed below 1 − bias: that floor is all there is to subnormals. So
+n = rint(|x| / q), half to even, is the significand with its leading 1, and
 
         code = (E − (1 − bias))·2^M + n
 
-    is the format's bit pattern: the leading 1 of a normal number counts the exponent field up by
-    one, a subnormal has none and stays in field 0, and a significand that rounds up to the next
-    power of two carries into the exponent by itself. Only codes past the largest number (overflow),
-    infinities and NaN remain to be handled. x is a float64, in which |x| / q is exact, so every
-    format is reached with exactly one rounding.
+is the format's bit pattern: the leading 1 of a normal number counts the exponent field up by one, a
+subnormal has none and stays in field 0, and a significand that rounds up to the next power of two
+carries into the exponent by itself. Only codes past the largest number (overflow), infinities and
+NaN remain to be handled. x is a float64, in which |x| / q is exact, so every format is reached with
+exactly one rounding.
 What it leaves out: arithmetic (round the operands, compute in float64, round the result),
-stochastic rounding, NaN
-    payloads, formats wider than float64, the …fnuz variants, the exponent-only e8m0, and
-    bitsandbytes' FP4: its exponent field counts backwards (01, 10, 11 stand for 8, 4, 2), so it is
-    a code book and lives in `quantize`.
+stochastic rounding, NaN payloads, formats wider than float64, the …fnuz variants, the exponent-only
+e8m0, and bitsandbytes' FP4: its exponent field counts backwards (01, 10, 11 stand for 8, 4, 2), so
+it is a code book and lives in `quantize`.
 Where numerics differ: nowhere for numbers, infinities and signed zeros. A NaN comes out as one
-fixed pattern, whatever its
-    payload was. torch casts float64 to a 16- or 8-bit type by way of float32 and so rounds twice;
-    here it is once. Overflow in fp8 e4m3 saturates to ±448, infinities included, as in torch 2.13;
-    `replace(fmt, saturating=False)` gives NaN, as in older versions of torch.
+fixed pattern, whatever its payload was. torch casts float64 to a 16- or 8-bit type by way of
+float32 and so rounds twice; here it is once. Overflow in fp8 e4m3 saturates to ±448, infinities
+included, as in torch 2.13; `replace(fmt, saturating=False)` gives NaN, as in older versions of
+torch.
 """
 
 from __future__ import annotations

@@ -116,4 +116,5 @@ def _short(data: np.ndarray) -> str:
 
 def _spoken(tensor: Tensor) -> str:
     inputs = [parent.name or parent.op or "a constant" for parent, _ in tensor._inputs]
-    return f"{tensor.name or 'the result'}{f' is {tensor.op} of ' + ' and '.join(inputs) if inputs else ''}"
+    said = tensor.name or "the result"
+    return f"{said} is {tensor.op} of {' and '.join(inputs)}" if inputs else said

@@ -3,19 +3,16 @@
 What it replaces: `torch.Tensor` with `requires_grad=True`, for what a small transformer needs,
 under torch's names.
 How it works: every operation makes a new `Tensor` that remembers its inputs and, for each input, a
-function that turns
-    the gradient of the output into the gradient of that input (the chain rule, one link at a time).
-    `backward` walks from the loss to the leaves, each node once and after everything that uses it,
-    and adds up what arrives. Where NumPy broadcast an input, its gradient is summed back to its
-    shape.
+function that turns the gradient of the output into the gradient of that input (the chain rule, one
+link at a time). `backward` walks from the loss to the leaves, each node once and after everything
+that uses it, and adds up what arrives. Where NumPy broadcast an input, its gradient is summed back
+to its shape.
 What it leaves out: devices, views, in-place operations (change `.data` only after `backward`),
-second derivatives, half
-    precision, integer tensors (indices are plain arrays). `backward` keeps the graph: a second call
-    adds to `.grad`.
+second derivatives, half precision, integer tensors (indices are plain arrays). `backward` keeps the
+graph: a second call adds to `.grad`.
 Where numerics differ: sums run in NumPy's order, so results agree with torch to rounding, not to
-the bit (1e-6 in fp32,
-    1e-14 in fp64). NumPy warns of log(0). A zero-dimensional fp64 tensor promotes fp32 ones, which
-    torch does not do.
+the bit (1e-6 in fp32, 1e-14 in fp64). NumPy warns of log(0). A zero-dimensional fp64 tensor
+promotes fp32 ones, which torch does not do.
 """
 
 from __future__ import annotations
