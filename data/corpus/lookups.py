@@ -81,9 +81,10 @@ def codes(rng: Random) -> Document:
 
 
 KEYS = """
-who what where when why how which whose animal box color day door end feeling food friend gift hat house item job key
-kind label letter line lost found made mood name number owner part pet place price result room season shape size song
-sum thing time title tool town tree uses value weather word year
+who what where when why how which whose animal box color day door end feeling food friend gift hat
+house item job key kind label letter line lost found made mood name number owner part pet place
+price result room season shape size song sum thing time title tool town tree uses value weather word
+year
 """.split()
 
 
