@@ -120,7 +120,8 @@ def run(
     rows = compared_rows(llama, tokenizer, data)
     trained = log_probabilities(llama, rows)
     decode_rest(lora.unload(lora.merge(llama)))
-    exact, moved = kl(trained, log_probabilities(llama, rows)), None
+    exact = kl(trained, log_probabilities(llama, rows))
+    moved = None
     if requantize:
         qlora.quantize_model(llama, code=requantize)
         moved = kl(trained, log_probabilities(llama, rows))
