@@ -104,6 +104,20 @@ def test_head_loss_equals_cross_entropy(rows, dtype, monkeypatch):
     assert torch.equal(head_loss(hidden.detach(), weight, targets), ours)
 
 
+def test_head_loss_of_logits_far_beyond_what_exp_can_hold():
+    torch.manual_seed(0)
+    hidden, weight = (100 * torch.randn(6, 8)).requires_grad_(), 10 * torch.randn(20, 8)
+    targets = torch.randint(0, 20, (6,))
+    ours, plain = (
+        head_loss(hidden, weight, targets),
+        F.cross_entropy(hidden @ weight.T, targets, reduction="sum"),
+    )
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain)), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_head_loss_of_nothing_and_under_autocast():
     hidden, weight, targets = (
         torch.randn(6, 16, requires_grad=True),

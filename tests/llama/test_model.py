@@ -285,6 +285,7 @@ def test_generation_leaves_modes_as_they_were_and_turns_dropout_off():
         (dict(ids=torch.tensor([1, 2])), "(batch, length)"),
         (dict(ids=torch.zeros(1, 0, dtype=torch.long)), "at least one"),
         (dict(ids=torch.tensor([[9999]])), "token id 9999"),
+        (dict(ids=torch.tensor([[3, -1]])), "token id -1"),
         (dict(attention_mask=torch.ones(1, 2)), "must be alike"),
         (dict(attention_mask=torch.tensor([[1, 1, 0]])), "on the left"),
     ],

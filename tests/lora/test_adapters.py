@@ -237,6 +237,14 @@ def test_silence_lasts_until_the_outermost_block_ends():
     assert torch.equal(model(IDS), adapted)
 
 
+def test_a_rank_may_be_as_large_as_the_smaller_side_and_no_larger():
+    layers = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 4), nn.Embedding(20, 5))
+    for path, most in (("0", 6), ("1", 4), ("2", 5)):
+        with pytest.raises(MiniloraError, match=f"choose at most {most}"):
+            lora.add_lora(copy.deepcopy(layers), most + 1, targets=[path])
+        lora.add_lora(copy.deepcopy(layers), most, targets=[path])
+
+
 def test_an_adapter_may_speak_without_learning():
     model = scramble(lora.add_lora(tiny(), 4))
     adapted = model(IDS)
