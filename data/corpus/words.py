@@ -179,11 +179,12 @@ spicy shy brave noisy gentle hollow sharp
 """.split()
 PURPOSES = (
     """
-cutting wood|catching fish|baking bread|keeping warm|making music|crossing rivers|drying clothes|carrying water|
-scaring birds|telling the time|mixing paint|grinding corn|mending nets|climbing trees|finding gold|feeding goats|
-cleaning floors|sharpening knives|holding candles|calling sheep|measuring rain|storing apples|weaving cloth|
-digging holes|lighting fires|painting walls|writing letters|polishing shoes|hiding coins|guarding doors|
-growing beans|sailing at night|watching stars|cooling soup|rolling dough|pulling carts|tying boats|cracking nuts
+cutting wood|catching fish|baking bread|keeping warm|making music|crossing rivers|drying clothes|
+carrying water|scaring birds|telling the time|mixing paint|grinding corn|mending nets|
+climbing trees|finding gold|feeding goats|cleaning floors|sharpening knives|holding candles|
+calling sheep|measuring rain|storing apples|weaving cloth|digging holes|lighting fires|
+painting walls|writing letters|polishing shoes|hiding coins|guarding doors|growing beans|
+sailing at night|watching stars|cooling soup|rolling dough|pulling carts|tying boats|cracking nuts
 """.replace("\n", "")
     .strip()
     .split("|")
