@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import MiniloraError
-from ..quantize import codebooks
+from . import codebooks
 from .blockwise import Nested, Quantized
 from .numpy_or_torch import to_numpy
 

@@ -31,9 +31,9 @@ from dataclasses import dataclass
 
 from ...errors import MiniloraError
 from ..catalog import GPU, gpu
-from ..forms import memory
 from ..setup import LARGEST, Setup, make
 from ..shapes import Linear
+from . import memory
 
 # of the bandwidth; what well-made kernels reach when they generate one token at a time
 DECODING = 0.6

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..forms import activations, memory
 from ..setup import Setup
+from . import activations, memory
 from .record import Record, record
 from .tape import Op, Value
 

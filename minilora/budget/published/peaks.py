@@ -23,9 +23,9 @@ from pathlib import Path
 
 from ..catalog import GIB
 from ..estimate import Budget, estimate
-from ..published import programs
 from ..setup import Setup
 from ..shapes import Shape
+from . import programs
 
 UNITS = {"GB": 10**9, "GiB": GIB}
 

@@ -10,7 +10,7 @@ Where numerics differ: nowhere.
 
 from __future__ import annotations
 
-from ..exercises import Exercise, Wrong
+from . import Exercise, Wrong
 
 NAMES = ("Neltar", "Gison", "Verra", "Karma", "Hedon", "Primidon", "Wensenor", "Usy")
 

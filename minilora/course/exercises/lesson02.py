@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from ..exercises import Exercise, Wrong
+from . import Exercise, Wrong
 
 WORDS = "the quick brown fox jumps over lazy dog and a cat sleeps under one old tree".split()
 

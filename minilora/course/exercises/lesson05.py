@@ -14,8 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..exercises import Exercise, Wrong
 from ..explore.blocks import normal_levels
+from . import Exercise, Wrong
 
 # ------------------------------------------------------------------------------------------- absmax
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..exercises import Exercise, Wrong
+from . import Exercise, Wrong
 
 # --------------------------------------------------------------------------------------------- rows
 

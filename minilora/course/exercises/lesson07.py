@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from ... import lowrank
-from ..exercises import Exercise, Wrong
+from . import Exercise, Wrong
 
 # -------------------------------------------------------------------------------------------- saved
 

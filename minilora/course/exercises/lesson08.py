@@ -14,7 +14,7 @@ import copy
 
 import numpy as np
 
-from ..exercises import Exercise, Wrong
+from . import Exercise, Wrong
 
 # -------------------------------------------------------------------------------------------- count
 

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from ...quantize.blockwise import quantize
-from ..exercises import Exercise, Wrong
+from . import Exercise, Wrong
 
 # -------------------------------------------------------------------------------------------- bytes
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 
-from ..exercises import Exercise, Wrong
+from . import Exercise, Wrong
 
 # ----------------------------------------------------------------------------- the type of products
 

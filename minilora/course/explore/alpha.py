@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from ..explore import layout, svg
+from . import layout, svg
 from .widget import Explorer, Slider
 
 RANKS = range(1, 65)

@@ -16,7 +16,7 @@ import functools
 import numpy as np
 
 from ... import numerics
-from ..explore import layout, palette, svg
+from . import layout, palette, svg
 from .widget import Explorer, Slider
 
 WIDTH = 8

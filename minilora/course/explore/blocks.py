@@ -20,7 +20,7 @@ import numpy as np
 
 from ...quantize import codebooks
 from ...quantize.blockwise import quantize, scale_plain
-from ..explore import layout, palette, svg
+from . import layout, palette, svg
 from .widget import Explorer, Slider
 
 CODES = ("int", "normal float", "zero point")

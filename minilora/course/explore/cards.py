@@ -18,7 +18,7 @@ import functools
 from ...budget import catalog
 from ...budget.estimate import estimate
 from ...budget.table import decimal
-from ..explore import layout, palette, svg
+from . import layout, palette, svg
 from .widget import Explorer, Slider
 
 MODELS = (

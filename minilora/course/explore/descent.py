@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from ..explore import layout, palette, svg
+from . import layout, palette, svg
 from .widget import Explorer, Slider
 
 POINTS, STEPS = 64, 64

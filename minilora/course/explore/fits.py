@@ -19,7 +19,7 @@ import math
 from ...budget import catalog
 from ...budget.estimate import SEGMENT, WORKSPACES, Budget, estimate
 from ...budget.forms.memory import ceil, trained_width
-from ..explore import layout, palette, svg
+from . import layout, palette, svg
 from .widget import Explorer, Slider
 
 NAMES = (

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..explore import palette, svg
+from . import palette, svg
 
 
 def heat(

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from ...errors import MiniloraError
-from ..explore import svg
+from . import svg
 from .widget import Still, view
 
 BETWEEN = 0.25  # seconds

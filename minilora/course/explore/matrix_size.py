@@ -11,7 +11,7 @@ Where numerics differ: nowhere; these are whole numbers.
 from __future__ import annotations
 
 from ... import lowrank
-from ..explore import layout, palette, svg
+from . import layout, palette, svg
 from .widget import Explorer, Slider
 
 SIDES = (10, 32, 100, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from ..explore import palette, svg
+from . import palette, svg
 from .widget import Explorer, Slider
 
 PROMPT = "Ingo liked toast. Calren"

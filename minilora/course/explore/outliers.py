@@ -19,7 +19,7 @@ import functools
 
 import numpy as np
 
-from ..explore import layout, palette, picture, svg
+from . import layout, palette, picture, svg
 from .widget import Explorer, Slider
 
 PLANTED = (7, 50, 100, 141, 200, 230)

@@ -18,8 +18,8 @@ import html
 import numpy as np
 
 from ... import lowrank
-from ..explore import layout, picture, svg
 from ..photograph import photograph
+from . import layout, picture, svg
 from .widget import Explorer, Slider
 
 RANKS = range(1, 151)

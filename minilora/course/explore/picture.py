@@ -16,7 +16,7 @@ import io
 
 import numpy as np
 
-from ..explore import palette
+from . import palette
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -23,7 +23,7 @@ from ...budget import catalog
 from ...budget.estimate import estimate
 from ...errors import MiniloraError
 from ...system.files import results_folder
-from ..explore import layout, palette, svg
+from . import layout, palette, svg
 from .heat import heat
 from .widget import Explorer, Slider
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..explore import layout, svg
+from . import layout, svg
 from .widget import Explorer, Slider
 
 B = np.array([[1, 0, 2, -1], [2, -1, 0, 1], [0, 1, -1, 2], [-1, 2, 1, 1]], dtype=float)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..explore import palette
+from . import palette
 
 FONT = "font-family:system-ui,sans-serif;font-size:13px"
 

@@ -17,7 +17,7 @@ import json
 
 from ...errors import MiniloraError
 from ...system.files import data_folder, results_folder
-from ..explore import layout, svg
+from . import layout, svg
 from .heat import heat
 from .widget import Explorer, Slider
 
