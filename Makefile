@@ -1,4 +1,4 @@
-# minilora: `make lab` opens the course, `make test` proves it. GNU make 3.81 or newer, Linux and macOS; the README has the Windows route.
+# minilora: `make lab` opens the course, `make test` proves it. GNU make 3.81 or newer, Linux and macOS; docs/install.md has the Windows route.
 
 SHELL := /bin/sh
 VENV := .venv

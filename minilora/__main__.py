@@ -1,8 +1,4 @@
-"""`python -m minilora`: the command line, where the `minilora` script is not on the path.
-
-What it replaces: nothing. How it works: see cli.py. What it leaves out: nothing. Where numerics
-differ: nowhere.
-"""
+"""`python -m minilora`: the command line, where the `minilora` script is not on the path."""
 
 import sys
 

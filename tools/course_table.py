@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from . import project
-from .project import lessons, repository, tag
+from .project import lessons, published, repository, tag
 
 TITLES = {  # by the name of the notebook, in the order of the course
     "start-here": ("start here", "fine-tune the shipped tiny Llama and see it answer"),
@@ -48,12 +47,6 @@ OTHERS = (10, 40)
 WORDS_A_MINUTE, MINUTES_AN_EXERCISE = 200, 2  # an estimate of reading, not a measurement
 COLAB = "https://colab.research.google.com"
 COLAB_BADGE = f"{COLAB}/assets/colab-badge.svg"
-
-
-def published() -> bool:
-    """Whether the repository has an address, so that a button can lead there."""
-    told = getattr(project, "published", None)
-    return told() if told else "OWNER" not in repository()
 
 
 def reading_minutes(path: Path) -> int:

@@ -291,9 +291,9 @@ def example() -> str:
     found = _results("example.json")
     if not found:
         return (
-            "    minilora finetune --model tiny --data data/tasks/extract --method qlora"
+            "    minilora finetune --model tiny --data extract --method qlora"
             " --rank 8 --targets all --out runs/extract\n"
-            "    minilora evaluate --model tiny --adapter runs/extract --data data/tasks/extract"
+            "    minilora evaluate --model tiny --adapter runs/extract --data extract"
         )
     return _console(found)
 

@@ -9,15 +9,16 @@ bitsandbytes as well. What it leaves out: mending anything.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from ..errors import MiniloraError
 from ..recipes import load
-from ..system.machine import card_has_bf16
+from ..system.machine import card_has_bf16, cores
 
 PACKAGES = (
     "torch",
@@ -48,10 +49,9 @@ def add_arguments(parser) -> None:
 
 
 def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB memory"
-    except (ValueError, OSError, AttributeError):  # not on Windows
-        return "memory unknown"
+    import psutil
+
+    return f"{psutil.virtual_memory().total / 1e9:.1f} GB memory"
 
 
 def _version(package: str) -> str:
@@ -83,12 +83,26 @@ def _bitsandbytes(deep: bool) -> str:
     return "loads" if code == 0 else f"does not load: {last}"
 
 
-def _gpu_line(name: str, memory: float, major: int) -> str:
+def _gpu_line(name: str, memory: float | None, major: int) -> str:
     without = "no bf16, so `--precision auto` takes fp16 with loss scaling"
     half = "bf16" if card_has_bf16(major) else without
-    return f"{name}, {memory / 1e9:.1f} GB, {half}"
+    size = "memory unknown" if memory is None else f"{memory / 1e9:.1f} GB"
+    return f"{name}, {size}, {half}"
 
 
+def _cards(text: str) -> list[str]:
+    """The cards of nvidia-smi's lines; what is no such line, a warning say, is passed over."""
+    found = []
+    for line in text.splitlines():
+        parts = line.rsplit(", ", 2)
+        if len(parts) == 3 and re.fullmatch(r"\d+\.\d+", parts[2]):
+            name, mebibytes, capability = parts
+            memory = int(mebibytes) * 2**20 if mebibytes.isdigit() else None
+            found.append(_gpu_line(name, memory, int(capability.split(".")[0])))
+    return found
+
+
+SILENT = "nvidia-smi did not answer, so nothing is known of a card; --deep asks torch"
 NO_GPU = "no GPU seen: everything runs on the CPU, lessons take their CPU path"
 
 
@@ -96,15 +110,13 @@ def _devices() -> list[str]:
     """From the system and the driver, without torch."""
     found = CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else ""
     bf16 = "bf16 in hardware" if "avx512_bf16" in found or "amx_bf16" in found else "bf16 emulated"
-    lines = [f"cpu: {os.cpu_count()} cores, {bf16 if found else 'bf16 unknown without --deep'}"]
+    lines = [f"cpu: {cores()} cores, {bf16 if found else 'bf16 unknown without --deep'}"]
     query = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
     code, text = _output("nvidia-smi", *query, seconds=2)
-    cards = [line.split(", ") for line in text.splitlines()] if code == 0 else []
-    for i, (name, mebibytes, capability) in enumerate(cards):
-        told = _gpu_line(name, float(mebibytes) * 2**20, int(capability.split(".")[0]))
-        lines.append(f"cuda:{i}: {told}")
+    cards = _cards(text) if code == 0 else []
+    lines += [f"cuda:{i}: {told}" for i, told in enumerate(cards)]
     if not cards:
-        lines.append(NO_GPU)
+        lines.append(NO_GPU if shutil.which("nvidia-smi") is None else SILENT)
     elif _version("torch").endswith("+cpu"):
         lines.append("but this torch is built for the CPU alone: install one for CUDA")
     return lines
@@ -142,7 +154,7 @@ def _data() -> list[str]:
     except MiniloraError as error:
         return [f"tiny: {error}", "tasks: none"]
     there = "the shipped model is there"
-    missing = f"missing at {folder / 'base'}; `minilora pretrain` builds it"
+    missing = f"missing at {folder / 'base'}; `minilora pretrain --out base` builds one"
     return [
         f"tiny: {there if _base() else missing}",
         f"tasks: {', '.join(load.tasks()) or 'none; install minilora again'}",
@@ -165,7 +177,7 @@ def run(args) -> int:
     from .. import __version__
 
     print(f"minilora {__version__}, Python {platform.python_version()}")
-    print(f"machine: {platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_memory()}")
+    print(f"machine: {platform.system()} {platform.machine()}, {cores()} cores, {_memory()}")
     print("versions: " + ", ".join(f"{package} {_version(package)}" for package in PACKAGES))
     for line in _devices_of_torch() if args.deep else _devices():
         print(line, flush=True)

@@ -85,15 +85,22 @@ def requirements(extra: str = "") -> dict[str, str]:
     does. Read from pyproject.toml beside the package, else from what pip has written.
     """
     file = ROOT / "pyproject.toml"
-    if file.exists():
-        import tomllib
-
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    project = _project(file) if file.exists() else {}
+    if project.get("name") == "minilora":  # and no other project's, beside installed packages
         lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
     else:
         lines = [line for line in _written_by_pip() if _extra(line) == extra]
     found = [re.match(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?", line) for line in lines]
-    return {match[1].lower(): match[2] or "0" for match in found if match}
+    return {match[1].lower().replace("-", "_"): match[2] or "0" for match in found if match}
+
+
+def _project(file: Path) -> dict:
+    import tomllib
+
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
+    except ValueError:
+        return {}
 
 
 def _written_by_pip() -> list[str]:
@@ -116,9 +123,8 @@ def _look() -> None:
     if missing:
         names = " ".join(missing)
         raise NotReady(f"the course needs {names}: run `%pip install {names}`, {AGAIN}")
-    for name, lowest in (needed | requirements("hub")).items():
-        if _version(name) is not None:
-            _require(name, lowest)
+    for name, lowest in needed.items():
+        _require(name, lowest)
 
 
 def _version(name: str) -> str | None:

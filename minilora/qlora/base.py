@@ -5,7 +5,7 @@ What it replaces: `snapshot_download` and `AutoModelForCausalLM.from_pretrained`
 quantization config.
 How it works: the name is resolved to a folder, which for a hub name is fetched first: config,
 safetensors and tokenizer alone, after a look at the free space. The folder is read into our Llama
-and quantized by a recipe: a code book's name means its blocks (qlora.py), `llm.int8` means rows
+and quantized by a recipe: a code book's name means its blocks (four_bit.py), `llm.int8` means rows
 with the outliers apart (int8.py).
 What it leaves out: models other than Llama, pickled weights; `hub` loads the same folders with
 transformers.
@@ -30,8 +30,8 @@ def resolve(name: str) -> Path:
         folder = data_folder() / "base"
         if not (folder / "config.json").is_file():
             raise MiniloraError(
-                f"the shipped model is not at {folder}; fetch the repository again, or build "
-                "it with `minilora pretrain`"
+                f"the shipped model is not at {folder}; install minilora again, or build one "
+                "with `minilora pretrain --out base` and name it by --model base"
             )
         return folder
     folder = Path(name).expanduser()

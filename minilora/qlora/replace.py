@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..errors import MiniloraError
+from ..lora.layer import Adapted
 from ..lora.targets import is_head, put
 
 
@@ -29,7 +30,7 @@ def replace_linears(
     `make` raises; the model is then as it was.
     """
     modules = dict(model.named_modules(remove_duplicate=False))  # a tied layer under each name
-    adapted = next((path for path, module in modules.items() if hasattr(module, "lora_A")), None)
+    adapted = next((path for path, module in modules.items() if _adapted(module)), None)
     if adapted is not None:
         raise MiniloraError(
             f"{adapted} has an adapter already; quantize the model first, then add the adapter"
@@ -57,3 +58,8 @@ def replace_linears(
     for path, linear in linears.items():
         put(model, path, made[linear])
     return model
+
+
+def _adapted(module: nn.Module) -> bool:
+    """Whether an adapter stands here, ours of any kind or PEFT's."""
+    return isinstance(module, Adapted) or hasattr(module, "lora_A")

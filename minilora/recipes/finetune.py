@@ -88,7 +88,7 @@ def run(
     """
     require_writable(Path(out))
     folder = _folder(out, say)
-    if folder.saved_about() is not None and not overwrite:
+    if not overwrite and folder.saved_about() is not None:
         raise MiniloraError(
             f"{folder.path} holds a run already; add --resume to go on, --overwrite to begin "
             "anew, or choose another --out"
@@ -236,7 +236,7 @@ def read_rows(
     from ..text.examples import read_split
     from ..text.rows import encode_rows
 
-    seq = settings.seq or min(MAX_SEQ, positions)
+    seq = min(MAX_SEQ, positions) if settings.seq is None else settings.seq
     if not 2 <= seq <= positions:
         raise MiniloraError(
             f"--seq is {seq}; the model has {positions} positions, give 2 to {positions}"

@@ -55,11 +55,14 @@ def decode_rest(model: nn.Module) -> None:
     from torch import nn
 
     from ..lora.layer import LoRALinear
+    from ..lora.targets import put
 
-    for path, layer in list(model.named_modules()):
+    made: dict[nn.Module, nn.Module] = {}  # a layer that stands twice is decoded once
+    for path, layer in list(model.named_modules(remove_duplicate=False)):
         if hasattr(layer, "dense_weight") and not isinstance(layer, nn.Linear):
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, LoRALinear(layer).merged_base([]))
+            if layer not in made:
+                made[layer] = LoRALinear(layer).merged_base([])
+            put(model, path, made[layer])
 
 
 def compared_rows(model: Llama, tokenizer: Tokenizer, data: str | None) -> list[Row]:

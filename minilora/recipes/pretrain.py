@@ -1,5 +1,5 @@
 """Make the shipped base from nothing: corpus, tokenizer, a few million parameters, about an hour on
-two cores.
+one core.
 
 What it replaces: downloading a small Llama.
 How it works: documents from `data/corpus` are tokenized and packed whole into rows; a Llama learns

@@ -159,12 +159,16 @@ class Settings:
 
     def train_config(self) -> TrainConfig:
         """The part that train.fit takes."""
-        part = {
-            each.metadata["train_config"]: getattr(self, name)
+        ours = {
+            each.metadata["train_config"]: name
             for name, each in declared(Settings).items()
             if "train_config" in each.metadata
         }
-        return TrainConfig(**part)
+        try:
+            return TrainConfig(**{there: getattr(self, here) for there, here in ours.items()})
+        except MiniloraError as error:  # it names a field; who typed an option knows that one
+            word, _, rest = str(error).partition(" ")
+            raise MiniloraError(f"{flag(ours.get(word, word))} {rest}") from None
 
     def adapter_config(self) -> AdapterConfig:
         """The part that lora.add_adapter takes."""

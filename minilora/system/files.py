@@ -70,7 +70,10 @@ def _sync_folder(path: Path) -> None:
     """Force the names in a folder to the disk, so that a rename in it outlives a power cut."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a folder that may be written and not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

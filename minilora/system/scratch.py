@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 _all: weakref.WeakSet[Scratch] = weakref.WeakSet()
+_lock = threading.RLock()  # a set that grows must not be walked
 
 
 class _Room(dict[str, Any]):
@@ -34,6 +35,11 @@ def numpy_bytes(size: int) -> np.ndarray:
     return np.empty(size, np.uint8)
 
 
+def _members(group: weakref.WeakSet[Any]) -> list[Any]:
+    with _lock:
+        return list(group)
+
+
 class Scratch:
     """Memory by name, apart for each thread.
 
@@ -45,7 +51,8 @@ class Scratch:
         self._mine = threading.local()
         self._rooms: weakref.WeakSet[_Room] = weakref.WeakSet()  # a thread's goes with the thread
         self._users = 0
-        _all.add(self)
+        with _lock:
+            _all.add(self)
 
     def bytes(self, name: str, size: int) -> Any:
         """`size` bytes, valid until this thread asks for the same name again."""
@@ -54,7 +61,8 @@ class Scratch:
         room = self._mine.__dict__.get("room")
         if room is None:
             room = self._mine.room = _Room()
-            self._rooms.add(room)
+            with _lock:
+                self._rooms.add(room)
         memory = room.get(name)
         if memory is None or memory.nbytes < size:
             memory = room[name] = self.make(size)
@@ -62,11 +70,11 @@ class Scratch:
 
     def held(self) -> int:
         """Bytes that all threads keep."""
-        return sum(memory.nbytes for room in list(self._rooms) for memory in list(room.values()))
+        return sum(memory.nbytes for room in _members(self._rooms) for memory in [*room.values()])
 
     def free(self) -> None:
         """Let go of what all threads keep; what is in use stays until it no longer is."""
-        for room in list(self._rooms):
+        for room in _members(self._rooms):
             room.clear()
 
     def serve(self, user: object) -> None:
@@ -82,10 +90,10 @@ class Scratch:
 
 def held() -> int:
     """Bytes of scratch memory that this process keeps."""
-    return sum(scratch.held() for scratch in list(_all))
+    return sum(scratch.held() for scratch in _members(_all))
 
 
 def free() -> None:
     """Let go of all scratch memory of this process."""
-    for scratch in list(_all):
+    for scratch in _members(_all):
         scratch.free()

@@ -103,7 +103,8 @@ class TrainConfig:
                 or value < 0
                 or (name == "lr" and value == 0)
             ):
-                raise MiniloraError(f"{name} is {value!r}; give a number above 0, such as 1e-3")
+                allowed = "above 0, such as 1e-3" if name == "lr" else "of 0 or more"
+                raise MiniloraError(f"{name} is {value!r}; give a number {allowed}")
         if self.precision not in PRECISIONS:
             raise MiniloraError(f"precision is {self.precision!r}; choose auto, fp32, bf16 or fp16")
         if self.lora_plus is not None and not (
@@ -113,12 +114,15 @@ class TrainConfig:
                 f"lora_plus is {self.lora_plus!r}; B learns faster than A, so give 1 or more, "
                 "such as 16"
             )
-        if self.warmup is None:
-            self.warmup = min(100, math.ceil(self.steps / 20))
-        if not 0 <= self.warmup <= self.steps:
+        if not 0 <= self.warmup_steps <= self.steps:
             raise MiniloraError(
                 f"warmup is {self.warmup!r}; give 0 to {self.steps}, the number of steps"
             )
+
+    @property
+    def warmup_steps(self) -> int:
+        """How many steps the rate rises: `warmup`, or its default."""
+        return min(100, math.ceil(self.steps / 20)) if self.warmup is None else self.warmup
 
 
 def declared(kind: type) -> dict[str, dataclasses.Field]:

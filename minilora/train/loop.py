@@ -88,7 +88,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step 0, 1, …: linear up over `warmup` steps (the last of them is the full rate),
     then half a cosine.
     """
-    warmup = config.warmup or 0  # settled to a number by TrainConfig
+    warmup = config.warmup_steps
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, config.steps - warmup)
@@ -185,15 +185,15 @@ def fit(
 ) -> History:
     """Train whatever `requires_grad` in `model` on rows of (ids, labels); returns the History.
 
-    Settings are the fields of TrainConfig: `fit(model, rows, steps=60, batch_size=16, lr=2e-3)`.
+    Settings are the fields of TrainConfig: `fit(model, rows, steps=60, batch_size=16, lr=3e-3)`.
     `valid` rows are scored at the start, at the end and every `eval_every` steps. With `out` the
     state is saved every `save_every` steps, and `resume=True` goes on from the last good one;
     without it a run that is there is begun anew. `on_step(step, loss)` is called after each step,
     counted from 1. Raises CheckFailed before step 1 for what would train nothing, MiniloraError for
     a loss that is no number or a full disk, MemoryFull (with what the broken step held released),
     and KeyboardInterrupt after the state has been saved. With the same `out` and resume=True the
-    same call goes on after each of them, in this process or another; see `runs.require_same` for
-    what may change.
+    same call goes on after each of them, in this process or another; see `run_folder.require_same`
+    for what may change.
     """
     config = settled(config, settings)
     run = (
@@ -202,7 +202,8 @@ def fit(
         else RunFolder(out, say=print if progress else lambda line: None)
     )
     if run is not None and not run.about:
-        run.about = {"settings": dataclasses.asdict(config), "marks": {"data": fingerprint(data)}}
+        asked = dataclasses.asdict(config) | {"warmup": config.warmup_steps}
+        run.about = {"settings": asked, "marks": {"data": fingerprint(data)}}
         if resume:
             require_same(run.path, run.saved_about() or {}, run.about)
     loop = _Loop(model, config, data, list(valid), run)
@@ -313,8 +314,8 @@ class _Loop:
         for name, parameter in self.parameters.items():
             if not bool(torch.isfinite(parameter).all()):
                 raise MiniloraError(
-                    f"{name} holds NaN or infinity after step {step}; lower --lr (now "
-                    f"{self.config.lr:g}), then --resume"
+                    f"{name} holds NaN or infinity after step {step}; begin anew with a lower "
+                    f"learning rate (now {self.config.lr:g})"
                 )
         self.run.save(step, self.parameters, self.optimizer, self.scaler, self.history.records)
 

@@ -1,12 +1,10 @@
-"""How good is a model: the loss on rows of ids, the share of exact answers to questions.
+"""The loss of a model on rows of ids.
 
-What it replaces: the loss inside `LlamaForCausalLM`, evaluation loops, exact match of
-lm-evaluation-harness.
+What it replaces: the loss inside `LlamaForCausalLM`, and evaluation loops.
 How it works: cross-entropy is *summed* over the learned tokens and returned with their number, so
 that every mean above it (a step of several micro-batches, a validation set) weights each token
-alike. Questions are answered greedily in batches of like length, padded on the left, and compared
-as texts.
-What it leaves out: perplexity per word, sampling, scores other than equality.
+alike.
+What it leaves out: perplexity per word.
 Where numerics differ: a minilora Llama's head is applied at learned positions only; that changes
 the order of additions in the head's gradient and in the sum. Logits go to float32 before the
 cross-entropy, as in transformers.

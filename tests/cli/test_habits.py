@@ -342,12 +342,20 @@ def test_without_the_shipped_model_the_next_step_builds_one(monkeypatch):
     [
         ((0, "Tesla T4, 15360, 7.5"), "cuda:0: Tesla T4, 16.1 GB, no bf16"),
         ((0, "NVIDIA H100, 81559, 9.0"), "cuda:0: NVIDIA H100, 85.5 GB, bf16"),
-        ((9, "driver not loaded"), "no GPU seen"),
-        ((-1, "no such file"), "no GPU seen"),
+        (
+            (0, "warning: old\nNVIDIA GB10, [N/A], 12.1"),
+            "cuda:0: NVIDIA GB10, memory unknown, bf16",
+        ),
+        ((9, "driver not loaded"), "nvidia-smi did not answer"),
+        ((-1, "no answer within 2 s"), "nvidia-smi did not answer"),
+        (None, "no GPU seen"),
     ],
 )
 def test_cards_are_asked_of_the_driver(monkeypatch, told, wanted):
-    monkeypatch.setattr(doctor, "_output", lambda *command, seconds: told)
+    there = None if told is None else "/usr/bin/nvidia-smi"
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: there)
+    answer = (-1, "no such file") if told is None else told
+    monkeypatch.setattr(doctor, "_output", lambda *command, seconds: answer)
     assert any(line.startswith(wanted) for line in doctor._devices())
 
 

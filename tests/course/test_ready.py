@@ -53,8 +53,7 @@ def test_programs_find_a_course_that_the_first_cell_has_put_on_the_path(installe
     [
         ("numpy", None, "the course needs numpy: run `%pip install numpy`, then run this cell"),
         ("torch", "2.4.1+cu121", "torch 2.4.1.cu121 is too old .* `%pip install -U 'torch>=2.5'`"),
-        ("transformers", "4.9.2", "transformers 4.9.2 is too old .* restart the kernel"),
-        ("peft", "0.5", "peft 0.5 is too old"),
+        ("tokenizers", "0.9.2", "tokenizers 0.9.2 is too old .* restart the kernel"),
     ],
 )
 def test_what_is_missing_or_too_old_is_told_with_its_remedy(installed, name, version, told):
@@ -66,6 +65,22 @@ def test_what_is_missing_or_too_old_is_told_with_its_remedy(installed, name, ver
     assert raised.value._render_traceback_() == [str(raised.value)] and "\n" not in str(
         raised.value
     )
+
+
+@pytest.mark.parametrize("name", ["transformers", "peft", "bitsandbytes", "accelerate"])
+def test_an_old_library_stops_only_the_lessons_that_use_it(installed, name):
+    installed[name] = "0.0.5"
+    ready.start()
+    with pytest.raises(NotReady, match=f"{name} 0.0.5 is too old .* restart the kernel"):
+        ready.need(name)
+
+
+def test_another_projects_file_beside_installed_packages_is_not_ours(tmp_path, monkeypatch):
+    ours = ready.requirements("hub")
+    monkeypatch.setattr(ready, "ROOT", tmp_path)
+    for text in ('[project]\nname = "other"\ndependencies = []\n', "no toml ="):
+        (tmp_path / "pyproject.toml").write_text(text)
+        assert ready.requirements("hub") in (ours, {})
 
 
 @pytest.mark.parametrize("name", ["transformers", "peft", "bitsandbytes", "accelerate"])

@@ -56,6 +56,7 @@ HELPERS = ROOT / "tests/helpers"
 WORK, FILE_WORK = 60, 120
 PATIENCE = 900  # seconds by the clock, for one that waits for something that never comes
 QUICK = ("-x", "-m", "not slow and not browser")  # what `make check` runs, up to the first red one
+USED = "used.txt"  # stands in the copy when its changed file has been imported
 BROKEN = (
     "SyntaxError",
     "IndentationError",
@@ -105,6 +106,11 @@ class Report:
     origins: dict[str, str]  # minilora's modules and their files
     folder: Path
     output: str
+    imported: bool = False  # the changed file, by whichever process
+
+    def used(self, fault: Fault) -> bool:
+        """Whether the changed file was imported, by the tests or by a process they started."""
+        return self.came_from_the_copy() and (fault.module in self.origins or self.imported)
 
     def came_from_the_copy(self) -> bool:
         return bool(self.origins) and all(
@@ -138,7 +144,9 @@ def plant(folder: Path, fault: Fault | None) -> None:
     if fault is None:
         return
     path = folder / fault.file
-    path.write_text(fault.planted_in(path.read_text(encoding="utf-8")), encoding="utf-8")
+    planted = fault.planted_in(path.read_text(encoding="utf-8"))
+    told = f'open({str(folder / USED)!r}, "w").close()'  # once its last line has been reached
+    path.write_text(f"{planted}\n{told}\n", encoding="utf-8")
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         compiled.unlink()
 
@@ -190,7 +198,7 @@ class Workshop:
                 outcomes, origins = json.loads((folder / "report.json").read_text())
             except FileNotFoundError:  # killed, by itself or for taking too long
                 outcomes, origins = {}, {}
-            return Report(outcomes, origins, folder, output)
+            return Report(outcomes, origins, folder, output, (folder / USED).exists())
 
 
 # -------------------------------------------------------------------------------- inside the helper

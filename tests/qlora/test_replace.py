@@ -157,3 +157,23 @@ def test_the_training_flag_of_each_layer_goes_with_it():
     for quantized in (quantize_model, quantize_model_int8):
         twin = quantized(copy.deepcopy(model))
         assert [layer.mlp.up_proj.training for layer in twin.model.layers] == [False, True]
+
+
+@pytest.mark.parametrize("quantized, kind", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("settings", [{"targets": ["embed_tokens"]}, {"full_modules": ["lm_head"]}])
+def test_an_adapter_of_any_kind_is_refused_and_goes_on_learning(quantized, kind, settings):
+    """One beside the embedding, and a copy of the head that learns: neither has a lora_A."""
+    if "targets" in settings:
+        model = lora.add_lora(tiny(), 4, **settings)
+    else:
+        config = lora.AdapterConfig(rank=4, targets=["q_proj"], **settings)
+        model = lora.add_adapter(tiny(), config)
+        for layer in list(lora.adapted_layers(model)):
+            if "q_proj" in layer:  # the copy alone is left
+                parent = model.get_submodule(layer.rpartition(".")[0])
+                parent.q_proj = parent.q_proj.original
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert learned
+    with pytest.raises(MiniloraError, match="quantize the model first"):
+        quantized(model)
+    assert all(p.requires_grad for p in learned)

@@ -161,6 +161,18 @@ def test_a_file_system_that_flushes_no_folder_is_borne_and_a_broken_disk_is_not(
     with atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("x")
     assert (tmp_path / "file").read_text() == "x"
+    opened = os.open
+
+    def unreadable(path, flags, *more, **named):
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *more, **named)
+
+    with monkeypatch.context() as change:  # a folder that may be written and not read
+        change.setattr(os, "open", unreadable)
+        with atomic_write(tmp_path / "file") as temporary:
+            temporary.write_text("z")
+    assert (tmp_path / "file").read_text() == "z"
     monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
     with (
         pytest.raises(MiniloraError, match="cannot write .*file: "),

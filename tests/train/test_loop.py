@@ -58,7 +58,8 @@ def test_learning_rate_by_hand():
     assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5)  # the middle of the cosine
     assert rates[9] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 7 / 8)))
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
-    assert train.TrainConfig(steps=10).warmup == 1 and train.TrainConfig(steps=10_000).warmup == 100
+    assert train.TrainConfig(steps=10).warmup_steps == 1
+    assert train.TrainConfig(steps=10_000).warmup_steps == 100
 
 
 def test_an_epoch_shows_each_row_once_and_is_a_function_of_the_seed():
@@ -460,3 +461,11 @@ def test_others_may_read_what_a_run_writes(adapted, rows, tmp_path):
 )
 def test_a_smaller_batch_makes_the_same_step(batch, accumulate, told):
     assert train.smaller_batch(batch, accumulate) == told
+
+
+def test_a_config_with_other_steps_warms_up_over_a_twentieth_of_those():
+    """The default belongs to the steps that are run, not to those that a config had before."""
+    from minilora.train.config import settled
+
+    assert settled(train.TrainConfig(), {"steps": 10}).warmup_steps == 1
+    assert settled(train.TrainConfig(warmup=3), {"steps": 10}).warmup_steps == 3
