@@ -5,7 +5,6 @@ when it is asked for.
 How it works: a module-level `__getattr__` (PEP 562) imports a submodule at its first use, so that
 `import minilora` takes milliseconds and loads neither torch nor transformers nor bitsandbytes.
 What it leaves out: re-exported functions. Every name has one home, and its import says which.
-Where numerics differ: nowhere.
 """
 
 import importlib

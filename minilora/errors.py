@@ -7,7 +7,6 @@ the command line prints that line and exits with code 2, a notebook shows it as 
 error.
 What it leaves out: programming errors. A wrong type from our own code keeps its own exception and
 traceback.
-Where numerics differ: nowhere; there are none.
 """
 
 

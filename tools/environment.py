@@ -6,7 +6,6 @@ How it works: the core dependencies and all extras, in order, each under its con
 `[tool.pyproject2conda.dependencies]` gives one (`skip` with `packages`), or under `pip:` if it says
 `pip = true`; at the end minilora itself in place.
 What it leaves out: environments by extra, markers and platforms.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ then the outputs are cleaned: no widget views (they are dead without a kernel; a
 ids. A notebook is saved only if every cell ran. With --parts nothing is run, only the common parts
 and the metadata are rewritten.
 What it leaves out: judging the numbers; nbval and the tests do that.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

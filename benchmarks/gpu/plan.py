@@ -4,7 +4,6 @@ What it replaces: nothing; it is data.
 How it works: a `Part` is one process's work: a shape, a batch, and the ranks that are trained, each
 under its cap. The real shapes come from the budget's catalogue.
 What it leaves out: everything that follows from these (`parts.py`).
-Where numerics differ: nowhere; there are none.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ What it replaces: output typed or remembered.
 How it works: as in `tasks/example.py`, whose `run` it uses; the output goes to
 `results/budget.json`, the picture to `docs/budget.svg`. Takes a second.
 What it leaves out: the other options; `minilora budget --help` lists them.
-Where numerics differ: nowhere; the numbers are counted, not measured.
 
     python -m benchmarks.memory.budget_example
 """

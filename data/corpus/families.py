@@ -7,7 +7,6 @@ and events are drawn anew. The first stage of the pretraining takes the mixture 
 `second`: most of its questions are answered later in the text than what they name (`looking`),
 since after the first stage those to be answered backwards were guessed.
 What it leaves out: a curriculum finer than two stages.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ How it works: entries are drawn afresh for each document and written as prose, a
 arrows or as a list; the questions go in both directions.
 What it leaves out: words with a settled meaning; the same letters mean something else in the next
 document.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

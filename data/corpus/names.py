@@ -5,7 +5,6 @@ How it works: a start, perhaps a middle, an end; a hash-free rule sends each nam
 parts `base`, `train`, `valid`, `test`, so that the tasks' test names are never in the tasks'
 training text.
 What it leaves out: meaning and gender; the stories say "they" or repeat the name.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

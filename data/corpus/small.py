@@ -3,7 +3,6 @@
 What it replaces: arithmetic drills and instruction data.
 How it works: each function draws one exercise and writes it as a conversation or as a plain line.
 What it leaves out: word problems (a fine-tuning task) and retelling in another voice (another one).
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ How it works: a `World` supplies the facts; openings, weather, talk and small th
 between them, and an ending closes a plain story. Questions stand after the story as turns of a
 conversation.
 What it leaves out: long-range plots; a story is a string of events of the same people.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

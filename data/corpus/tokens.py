@@ -6,7 +6,6 @@ word alone, one digit, one sign), bytes are merged inside a piece only. A capita
 takes the space with it, so a name is the same tokens after a space, after a quote and at the start
 of an answer: copying it is copying.
 What it leaves out: other scripts get no merges; their bytes still go through.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ What it replaces: a lexicon from elsewhere.
 How it works: plain strings split at white space; a line of `a/b/c` holds the forms of one verb.
 What it leaves out: words whose plural or past needs a rule of its own; every form that is used is
 written out.
-Where numerics differ: nowhere.
 """
 
 # Things a person can hold, lose, find or give away.

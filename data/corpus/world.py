@@ -6,7 +6,6 @@ How it works: `World.draw` picks people, things and places, `World.play` makes f
 fact knows its sentence forms and its questions. `questions` keeps only those that no other fact of
 the story answers differently.
 What it leaves out: inference over several facts, apart from "who was where last".
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ boxes are stacked. Each
     box says how the value was made, what it is, and, if asked, the gradient that reaches it.
 What it leaves out: keeping lines from crossing, and large graphs: past 60 values nobody can read
 it.
-Where numerics differ: nowhere; numbers are shown with three digits.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ How it works: `fresh` is transformers' model of the shipped base, `adapted` puts
 it, `learn` is the loop that everybody writes: loss, backward, step. `refusal` is what minilora says
 instead of running; `kept` counts what autograd holds.
 What it leaves out: whatever `train.fit` does beyond that loop; a trap would be none there.
-Where numerics differ: nowhere; these are the libraries' own numbers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ adapter and a card of a few lines go up, into a private repository unless told o
 states and curves stay. A card or config that would name the shipped model or a folder of this
 machine is refused before anything is sent, and so is a repository that is there already and public.
 What it leaves out: logging in (`hf auth login`, or HF_TOKEN); pictures and scores in the card.
-Where numerics differ: nowhere; bytes go up as they are.
 """
 
 from __future__ import annotations

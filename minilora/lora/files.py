@@ -9,7 +9,6 @@ and LoftQ's split of the base is repeated on loading; an adapter that LoftQ bega
 base says there how it was quantized, and goes on no other.
 What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have
 (named in the error).
-Where numerics differ: nowhere; tensors are stored as they are.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ coarser copy of this one, is nowhere near in all of them.
 What it leaves out: DoRA, PiSSA's and LoftQ's split bases, adapters that have learned nothing,
 packed bases on loading, and adapters that were trained beside 4-bit weights and merged into the
 original ones.
-Where numerics differ: nowhere; numbers are only compared, to a quarter of the change.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ How it works: "all" is every linear layer but the output head; a list names modu
 end of the path after a dot); any other string is a regular expression that must match the whole
 path.
 What it leaves out: layers_to_transform and exclude_modules: a regular expression says both.
-Where numerics differ: nowhere; there are none.
 """
 
 from __future__ import annotations

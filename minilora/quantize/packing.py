@@ -4,7 +4,6 @@ What it replaces: the packing inside bitsandbytes' kernels, which know 4 and 8 b
 How it works: the indices form one stream of bits, each with its highest bit first, cut into bytes.
 For 4 bits that means: two indices to a byte, the first one in the high half.
 What it leaves out: other bit orders. Files made by bitsandbytes have this one.
-Where numerics differ: nowhere; there are none.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ the folder that holds the new name: without that a power cut may bring the old f
 is written beside its target in the same way and swapped in.
 What it leaves out: locks between two processes that write the same path; the last rename wins.
 Windows opens no folder, so there the new name is in the system's hands.
-Where numerics differ: nowhere; bytes go through untouched.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ long, so that without this the activations of the broken step would still be the
 run again.
 What it leaves out: the process that the system kills; it is told nothing, and its run goes on from
 the last saved state.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

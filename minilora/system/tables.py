@@ -8,7 +8,6 @@ pages of the repository. Both are written here: tabulate's HTML breaks short cel
 its markdown pads every cell, so that one longer name would change each line of a committed table,
 and leaves a | in a cell as it is.
 What it leaves out: sorting, merging of cells, colours, spaces before the text of a cell.
-Where numerics differ: nowhere; who makes the table rounds.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ How it works: first the batch is looked at (ids, labels, lengths), then the laye
 pass shows whether a gradient arrives at every adapter. Gradients and random state are left as they
 were. `check_rows` looks at every row of the data for what would break a run late.
 What it leaves out: whether the learning rate is sensible, whether the data is any good.
-Where numerics differ: nowhere; nothing is changed.
 """
 
 from __future__ import annotations

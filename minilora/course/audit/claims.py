@@ -7,7 +7,6 @@ that is not written, or does not run the claim yet, is "to come", so the table f
 lessons land. Verdicts of the lesson that is running come from `Verdicts`, for its file still holds
 the old ones.
 What it leaves out: judging. A verdict is the lesson's, with its reasons; here it is only read.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

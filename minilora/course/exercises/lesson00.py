@@ -5,7 +5,6 @@ How it works: see `course.exercises`. The inputs hold answers that are right, wr
 outer white space, right but for their case, and answers that merely contain the right one, so that
 each wrong idea gives another number.
 What it leaves out: partial credit.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ one part: a T4, batches that are no powers of two, steps that a number divides w
 their batch, gradients that overflow just before the factor would grow, runs whose last step is not
 full, and runs whose last step is.
 What it leaves out: optimizers other than AdamW; several cards.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ move of a slider runs both and puts the text into one HTML widget. The tests ren
 of every slider of every topic without a browser, and move each in a browser.
 What it leaves out: `interact`, `Output`, `clear_output`; anything that ipywidgets 7.7 and 8 do not
 share.
-Where numerics differ: nowhere; it shows what the package computes.
 
 To add a slider as a lesson's author, write `minilora/course/explore/TOPIC.py`:
 

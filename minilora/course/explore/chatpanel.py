@@ -8,7 +8,6 @@ All controls are ipywidgets' own, so that Tab, Space and typing reach each; the 
 a screen reader follows.
 What it leaves out: Markdown in answers; several chats at once. Without a kernel: `Conversation.ask`
 in a plain cell does the same.
-Where numerics differ: nowhere; see chat.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ kernel cannot hold.
 How it works: each picture's outer `<svg>` is taken off, its inside moved by a translation, and one
 canvas put round all.
 What it leaves out: alignment other than to the top and to the left.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ How it works: a `LossPicture` is handed to `train.fit` as `on_step`. It keeps th
 the value of one HTML widget to a new SVG a few times a second. `still()` is the finished picture
 for readers without a kernel.
 What it leaves out: validation losses, which `fit` returns with its history.
-Where numerics differ: nowhere.
 """
 
 from __future__ import annotations

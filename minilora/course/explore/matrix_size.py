@@ -5,7 +5,6 @@ How it works: W and its two factors are drawn to scale; below, what the factors 
 the matrix, for squares of growing side at the chosen rank. The share of a square is 2r / side:
 twice the side, half the share.
 What it leaves out: whether that rank is enough. See `explore.photo` for that.
-Where numerics differ: nowhere; these are whole numbers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ were right, for three trainings of each adapter. The picture shows both tasks as
 weights with the chosen point ringed, its scores with their spread, and what the mixture answered to
 one question of each task.
 What it leaves out: weights and pairs that the table does not have.
-Where numerics differ: nowhere; it shows the table.
 """
 
 from __future__ import annotations

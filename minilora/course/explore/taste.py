@@ -7,7 +7,6 @@ what came out to `benchmarks/results/taste.json`. The picture shows all runs as 
 answers with the chosen one ringed, its loss by step, and the card it wrote for one story of the
 test split.
 What it leaves out: runs that the table does not have.
-Where numerics differ: nowhere; it shows the table.
 """
 
 from __future__ import annotations
