@@ -297,6 +297,14 @@ def test_senseless_values_are_named(wrong, word):
     assert word in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_vocabulary_ends_before_its_size():
+    _, ours = twins(0)
+    size = ours.config.vocab_size
+    ours.generate(torch.tensor([[size - 1]]), 1)
+    with pytest.raises(MiniloraError, match=f"token id {size} is outside"):
+        ours.generate(torch.tensor([[size]]), 1)
+
+
 def test_a_full_cache_says_so():
     _, ours = twins(0)
     with pytest.raises(MiniloraError, match="cache holds 4 tokens and 5 are needed"):

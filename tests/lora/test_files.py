@@ -468,6 +468,15 @@ def test_broken_files_are_named(tmp_path):
     lora.load_adapter(llama(), tmp_path)
 
 
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora", "rsdora"])
+def test_every_variant_is_read_as_it_was_written(variant, tmp_path):
+    model = ours_with(lora.AdapterConfig(3, 7, variant=variant))
+    lora.save_adapter(model, tmp_path)
+    again = lora.load_adapter(llama(), tmp_path)
+    assert lora.adapters(again)["default"].variant == variant
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
 def test_nan_is_not_saved(tmp_path):
     model = ours_with(lora.AdapterConfig(3, 7))
     lora.trainable_parameters(model)[0].data[0, 0] = float("nan")

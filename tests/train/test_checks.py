@@ -263,6 +263,13 @@ def test_a_gradient_that_is_rightly_zero_is_no_trap(model):
     assert (report.learned, report.tokens) == (1, 2)
 
 
+def test_a_lost_gradient_is_found_where_every_token_is_learned(model):
+    batch = collate([(list(range(10, 30)), list(range(10, 30)))], 0)
+    cut_one_layer(model, batch)
+    with pytest.raises(train.CheckFailed, match="exactly zero"):
+        train.check(model, batch)
+
+
 def test_the_report_tells_whether_prompts_are_learned(model, rows):
     answers = sum(label != IGNORE for _, labels in rows for label in labels)
     report = train.check(model, collate(rows, 0))
