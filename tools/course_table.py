@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .project import lessons, published, repository, tag
+from . import project
+from .buttons import COLAB_BADGE, all_three, colab, on_colab
+from .project import lessons
 
 TITLES = {  # by the name of the notebook, in the order of the course
     "start-here": ("start here", "fine-tune the shipped tiny Llama and see it answer"),
@@ -45,8 +47,6 @@ COMPUTING = {  # seconds on two cores, where a lesson was timed alone; the rest 
 }
 OTHERS = (10, 40)
 WORDS_A_MINUTE, MINUTES_AN_EXERCISE = 200, 2  # an estimate of reading, not a measurement
-COLAB = "https://colab.research.google.com"
-COLAB_BADGE = f"{COLAB}/assets/colab-badge.svg"
 
 
 def reading_minutes(path: Path) -> int:
@@ -75,15 +75,10 @@ def time_needed() -> str:
     )
 
 
-def _on_colab(path: Path) -> str:
-    place = repository().removeprefix("https://github.com/")
-    return f"[![Colab][colab]]({COLAB}/github/{place}/blob/{tag()}/notebooks/{path.name})"
-
-
 def lesson_table() -> str:
     """All lessons with their minutes; those that are there as links, with a Colab button."""
     there = {path.stem[3:]: path for path in lessons()}
-    button = published()
+    button = project.published()
     rows = [
         f"| no. | lesson | what you do | minutes |{' Colab |' * button}",
         f"| --- | --- | --- | ---: |{' --- |' * button}",
@@ -92,7 +87,13 @@ def lesson_table() -> str:
         path = there.get(name)
         link = f"[{title}](notebooks/{path.name})" if path else f"{title} (to come)"
         cells = [f"{number:02d}", link, told, str(reading_minutes(path)) if path else "–"]
-        rows.append("| " + " | ".join(cells + ([_on_colab(path) if path else "–"] * button)) + " |")
+        rows.append(
+            "| "
+            + " | ".join(
+                cells + ([f"[![Colab][colab]]({colab(path.name)})" if path else "–"] * button)
+            )
+            + " |"
+        )
     seconds = [*COMPUTING.values(), *OTHERS]
     rows += [
         "",
@@ -106,26 +107,16 @@ def lesson_table() -> str:
 
 
 def _first() -> str:
-    return next((f"notebooks/{path.name}" for path in lessons()), "notebooks/00-start-here.ipynb")
+    return next((path.name for path in lessons()), "00-start-here.ipynb")
 
 
 def badges() -> str:
     """The button that opens lesson 00 on Colab; without an address, a line that says so."""
-    if not published():
+    if not project.published():
         return "*Colab: the button appears once the repository has an address.*"
-    place = repository().removeprefix("https://github.com/")
-    return f"[![Open in Colab]({COLAB_BADGE})]({COLAB}/github/{place}/blob/{tag()}/{_first()})"
+    return on_colab(_first())
 
 
 def clouds() -> str:
     """The buttons of Colab, Kaggle and Binder; without an address, a line that says so."""
-    if not published():
-        return "*Colab, Kaggle, Binder: the buttons appear once the repository has an address.*"
-    place, path = repository().removeprefix("https://github.com/"), _first()
-    kaggle = f"https://kaggle.com/kernels/welcome?src={repository()}/blob/{tag()}/{path}"
-    binder = f"https://mybinder.org/v2/gh/{place}/{tag()}?labpath={path.replace('/', '%2F')}"
-    return (
-        f"{badges()}\n"
-        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})\n"
-        f"[![Launch Binder](https://mybinder.org/badge_logo.svg)]({binder})"
-    )
+    return all_three(_first())

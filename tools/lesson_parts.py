@@ -12,10 +12,11 @@ from __future__ import annotations
 import sys
 
 from . import project
+from .buttons import NO_BUTTONS as NO_BUTTONS
+from .buttons import all_three, colab
 from .course_table import TITLES
 
 FIRST_CELL = project.ROOT / "tools" / "first_cell.py"
-NO_BUTTONS = "*Colab, Kaggle, Binder: the buttons appear once the repository has an address.*"
 
 
 def setup(archive: str | None = None) -> str:
@@ -33,26 +34,9 @@ def setup(archive: str | None = None) -> str:
     return source
 
 
-def colab(name: str) -> str:
-    """The address at which Colab opens notebooks/`name`."""
-    place = project.repository().removeprefix("https://github.com/")
-    return f"https://colab.research.google.com/github/{place}/blob/{project.tag()}/notebooks/{name}"
-
-
 def badges(name: str) -> str:
     """The markdown of the badges cell of notebooks/`name`."""
-    if not project.published():
-        return NO_BUTTONS
-    address, version = project.repository(), project.tag()
-    place, path = address.removeprefix("https://github.com/"), f"notebooks/{name}"
-    kaggle = f"https://kaggle.com/kernels/welcome?src={address}/blob/{version}/{path}"
-    binder = f"https://mybinder.org/v2/gh/{place}/{version}?labpath={path.replace('/', '%2F')}"
-    badge = "https://colab.research.google.com/assets/colab-badge.svg"
-    return (
-        f"[![Open in Colab]({badge})]({colab(name)})\n"
-        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})\n"
-        f"[![Launch Binder](https://mybinder.org/badge_logo.svg)]({binder})"
-    )
+    return all_three(name)
 
 
 def course() -> list[tuple[str, str, str, str]]:

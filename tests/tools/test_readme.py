@@ -41,13 +41,11 @@ def test_the_readme_is_short_and_says_how_to_begin():
 
 
 def _with_an_address(monkeypatch, address="https://github.com/somebody-with-a-name/minilora"):
-    for module in (project, course_table):
-        monkeypatch.setattr(module, "repository", lambda: address)
-        monkeypatch.setattr(module, "published", lambda: True, raising=False)
+    monkeypatch.setattr(project, "repository", lambda: address)
 
 
 def test_without_an_address_no_button_leads_nowhere(monkeypatch):
-    monkeypatch.setattr(course_table, "published", lambda: False)
+    monkeypatch.setattr(project, "published", lambda: False)
     found = "".join((course_table.badges(), course_table.clouds(), course_table.lesson_table()))
     assert "https://" not in found and found.count("once the repository has an address") == 2
 
