@@ -77,6 +77,16 @@ def test_a_folder_is_read_split_by_split():
     assert splits(task) == {split: read_split(task, split) for split in ("train", "valid", "test")}
 
 
+def test_three_examples_are_enough_to_be_cut(tmp_path):
+    path = tmp_path / "three.jsonl"
+    path.write_text("".join(f'{{"prompt": "say {c}", "response": "{c}"}}\n' for c in "abc"))
+    assert {name: len(found) for name, found in splits(path, held_back=0.4).items()} == {
+        "train": 1,
+        "valid": 1,
+        "test": 1,
+    }
+
+
 def test_one_file_is_cut_by_seed_and_nothing_is_lost_or_doubled(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text(
