@@ -17,10 +17,13 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MiniloraError
 from .shapes import Shape, nearest, read_config, shape_of
+
+if TYPE_CHECKING:
+    from ..llama.config import Config
 
 GIB = 2**30
 
@@ -159,14 +162,19 @@ def llama_config(name: str | Path | Shape):
     """The same shape as a `minilora.llama.Config`. Raises MiniloraError for a family that our Llama
     cannot run.
     """
-    from ..llama.config import Config
-
     shape = model(name)
     if shape.family != "llama" or shape.qkv_bias != shape.out_bias:
         raise MiniloraError(
             f"{shape.name} is no plain Llama (it is a {shape.family} with other biases); "
             "choose a Llama, Mistral or SmolLM2"
         )
+    return config_of(shape)
+
+
+def config_of(shape: Shape) -> Config:
+    """A shape's numbers as our Config holds them, whatever its family."""
+    from ..llama.config import Config
+
     return Config(
         shape.vocab,
         shape.hidden,

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import MiniloraError
-from ...llama.config import Config
 from ...llama.decoder import Attention
 from ...llama.model import Llama
 from ...qlora.four_bit import QLinear
@@ -34,6 +33,7 @@ from ...qlora.int8 import Int8Linear, quantize_model_int8
 from ...qlora.replace import replace_linears
 from ...quantize.blockwise import NESTED_BLOCK, Nested, Quantized
 from ...train.loss import loss_sum
+from ..catalog import config_of
 from ..setup import Setup
 
 PRECISIONS = {
@@ -177,27 +177,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _our_config(setup: Setup) -> Config:
-    shape = setup.shape
-    return Config(
-        shape.vocab,
-        shape.hidden,
-        shape.ffn,
-        shape.layers,
-        shape.heads,
-        shape.kv_heads,
-        shape.head_dim,
-        shape.context,
-        tie_word_embeddings=shape.tied,
-        attention_bias=shape.qkv_bias,
-        mlp_bias=shape.mlp_bias,
-    )
-
-
 def _transformers_model(setup: Setup) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    fields = _our_config(setup).to_hf() | {
+    fields = config_of(setup.shape).to_hf() | {
         "use_cache": False,
         "attn_implementation": setup.attention,
     }
@@ -217,7 +200,9 @@ def dense_model(setup: Setup) -> nn.Module:
     """
     with _default_dtype(PRECISIONS[setup.precision]):
         return (
-            Llama(_our_config(setup)) if setup.library == "minilora" else _transformers_model(setup)
+            Llama(config_of(setup.shape))
+            if setup.library == "minilora"
+            else _transformers_model(setup)
         )
 
 
