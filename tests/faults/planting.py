@@ -287,6 +287,11 @@ class Recorder:
         elif call.when == "call":
             self.outcomes[item.nodeid] = "passed"
 
+    def pytest_runtest_logreport(self, report) -> None:
+        """A test that was expected to fail, and passed."""
+        if report.failed and self.outcomes.get(report.nodeid) == "passed":
+            self.outcomes[report.nodeid] = "call: Failed"
+
 
 def _cause(error: BaseException) -> str:
     """The name of the error behind pytest's own."""

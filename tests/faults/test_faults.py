@@ -7,6 +7,8 @@ import dataclasses
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 
 import planting
 import pytest
@@ -168,3 +170,19 @@ def test_who_sees_a_file():
     assert seen[0].startswith("tests/text/") and "tests/cli/test_main.py" in seen
     assert "tests/numerics/test_numerics.py" not in seen
     assert "tests/cli/test_main.py" in planting.tests_that_see("minilora.cli.generate")
+
+
+def test_a_pass_that_was_not_expected_counts_as_red(tmp_path):
+    """The only sign of a change may be that a known failure is gone."""
+    path = tmp_path / "test_known.py"
+    mark = '@pytest.mark.xfail(strict=True, reason="known")'
+    path.write_text(f"import pytest\n\n{mark}\ndef test_known():\n    assert True\n")
+    script = (
+        "import planting, pytest; noted = planting.Recorder();"
+        f"pytest.main(['-q', '-p', 'no:cacheprovider', {str(path)!r}], plugins=[noted]);"
+        "print(list(noted.outcomes.values()))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=planting.LISTS, capture_output=True, text=True
+    )
+    assert told.stdout.splitlines()[-1] == "['call: Failed']"
