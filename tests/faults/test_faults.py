@@ -178,7 +178,8 @@ def test_a_pass_that_was_not_expected_counts_as_red(tmp_path):
     mark = '@pytest.mark.xfail(strict=True, reason="known")'
     path.write_text(f"import pytest\n\n{mark}\ndef test_known():\n    assert True\n")
     script = (
-        "import planting, pytest; noted = planting.Recorder();"
+        "import hypothesis, planting, pytest; hypothesis.settings.register_profile('suite');"
+        "noted = planting.Recorder();"
         f"pytest.main(['-q', '-p', 'no:cacheprovider', {str(path)!r}], plugins=[noted]);"
         "print(list(noted.outcomes.values()))"
     )
