@@ -38,10 +38,12 @@ from ..system import memory
 from ..system.precision import autocast, device_of, mode, settle_precision
 from ..text.rows import IGNORE, Row
 from .batches import Batches
-from .checks import CheckFailed, check, check_rows
+from .checks import check, check_model
 from .config import TrainConfig, settled
 from .loss import evaluate_loss, loss_sum, tensors
+from .row_checks import CheckFailed, check_rows
 from .run_folder import RunFolder, fingerprint, require_same
+from .run_json import identity
 from .scoring import exact_match
 
 __all__ = [
@@ -204,11 +206,13 @@ def fit(
     if run is not None and not run.about:
         asked = dataclasses.asdict(config) | {"warmup": config.warmup_steps}
         run.about = {"settings": asked, "marks": {"data": fingerprint(data)}}
+        run.identity = identity(TrainConfig, asked, run.about["marks"])
         if resume:
             require_same(run.path, run.saved_about() or {}, run.about)
     loop = _Loop(model, config, data, list(valid), run)
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    with memory.named(lambda: loop.doing, loop.remedy, loop.clear):
+    here = run.alone() if run is not None else contextlib.nullcontext()
+    with here, memory.named(lambda: loop.doing, loop.remedy, loop.clear):
         loop.look()
         with (
             torch.random.fork_rng(devices),
@@ -246,10 +250,11 @@ class _Loop:
         self.clear()
 
     def look(self) -> None:
-        """The self-check, on four rows, after a look at the ids and the lengths of all."""
+        """The self-check, on four rows, after a look at every row."""
         self.doing = "in the check before step 1"
         check_rows(self.model, self.batches.rows)
-        check(self.model, tensors(self.batches(0)[:4], self.model))
+        check_rows(self.model, self.valid, "validation data")
+        check_model(self.model, tensors(self.batches(0)[:4], self.model))
 
     def begin(self, resume: bool) -> int:
         """Make the optimizer, for what the check has found to learn. Returns how many steps are

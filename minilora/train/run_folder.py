@@ -7,32 +7,43 @@ trained weights, AdamW's moments, fp16's loss scale, the generators, the metrics
 written beside its place, flushed, and renamed there whole; a manifest carries the SHA-256 of each
 file and of itself. The last two are kept. Reading takes the newest whose sums agree. The first is
 written before step 1: a run that breaks off early, in a notebook whose model has moved already,
-begins again from the weights it began with.
-What it leaves out: the frozen base (it does not change) and locks against two runs in one folder.
+begins again from the weights it began with. Only what a run made is replaced or deleted (made.py),
+and one run at a time writes.
+What it leaves out: the frozen base, which does not change.
 Where numerics differ: nowhere; tensors go through safetensors to the bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..errors import MiniloraError
-from ..system.files import atomic_folder, atomic_write
+from ..system import outputs
+from ..system.files import atomic_folder, atomic_write, kind_of, sweep
 from .config import TrainConfig, another_run
+from .made import (
+    MANIFEST,
+    METRICS,
+    PICTURE,
+    STATE,
+    STATES,
+    Made,
+    drop_state,
+    own_state,
+    read_manifest,
+    require_own_states,
+)
+from .run_json import ABOUT, ANEW, read_about
 
 KEEP = 2
-
-MANIFEST = "manifest.json"
-
-ABOUT = "run.json"
 
 
 def _sum(data: bytes) -> str:
@@ -103,10 +114,25 @@ class RunFolder:
     ):
         self.path = Path(path)
         self.about = about or {}
-        self.states = self.path / "state"
-        self.metrics = self.path / "metrics.jsonl"
+        self.states = self.path / STATES
+        self.metrics = self.path / METRICS
         self.say = say
-        self._offset = 0
+        self.made = Made(self.path)
+        self.identity: str | None = None  # which run it is; a state of another is not loaded
+        self._offset, self._held = 0, False
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block no other process writes here. Raises MiniloraError if one does."""
+        if self._held:
+            yield
+            return
+        with outputs.alone(self.path):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     # -- reading
 
@@ -116,28 +142,39 @@ class RunFolder:
 
     def found(self) -> list[Path]:
         """The folders of states, newest first, good or not."""
-        return sorted(self.states.glob("step-*"), reverse=True) if self.states.is_dir() else []
+        if kind_of(self.states) != "a folder":
+            return []
+        return sorted((f for f in self.states.iterdir() if STATE.fullmatch(f.name)), reverse=True)
 
     def saved_about(self) -> dict | None:
         """What run.json says, or None where there is no run. Raises MiniloraError if it cannot be
         read.
         """
-        path = self.path / ABOUT
-        if not path.is_file():
-            return None
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise MiniloraError(
-                f"{path} is damaged ({error}); begin anew with another --out or --overwrite"
-            ) from error
+        return read_about(self.path)
+
+    def require_own(self, results: Sequence[str] = (), anew: bool = False) -> None:
+        """Raise MiniloraError if in the folder stands what a run would replace and none made.
+
+        results: patterns of the names of what is written at the end. anew: the run that is there
+        is to be replaced, and a run.json that cannot be read may be.
+        """
+        about = self._about_if_readable() if anew else self.saved_about()
+        if about is None and kind_of(self.path / ABOUT) not in (None, "a file"):
+            raise MiniloraError(f"{self.path / ABOUT} is no regular file; choose another --out")
+        require_own_states(self.states, known=about is not None)
+        if about is None and self.found():
+            about = {}  # states of a run speak for the files beside them
+        self.made.take(about)
+        self.made.require_own(results)
+
+    def _about_if_readable(self) -> dict | None:
+        with contextlib.suppress(MiniloraError):
+            return self.saved_about()
+        return None
 
     def _read(self, folder: Path) -> dict:
         """The manifest's body, if every sum agrees; raises ValueError or OSError if not."""
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        body = manifest["body"]
-        if _sum(json.dumps(body, sort_keys=True).encode()) != manifest["sha256"]:
-            raise ValueError("the manifest is damaged")
+        body = read_manifest(folder)
         for name, expected in body["files"].items():
             if _file_sum(folder / name) != expected:
                 raise ValueError(f"{name} is damaged")
@@ -150,7 +187,7 @@ class RunFolder:
         for folder in self.found():
             try:
                 return folder, self._read(folder)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError):
                 self.say(f"{folder} is damaged: going back to the state before it")
         return None
 
@@ -159,37 +196,86 @@ class RunFolder:
     ) -> tuple[list[dict], int]:
         """Make the folder ready. Returns the records so far and the number of steps done, with the
         state loaded.
+
+        Raises MiniloraError, and touches nothing, if what it would replace was not made by a run,
+        or the state is another run's.
         """
         self._sweep()
+        self.require_own(anew=not resume)
         good = self.last_good() if resume else None
         if good is None:
-            shutil.rmtree(self.states, ignore_errors=True)
-            self.write_about()
-            self._write_metrics([])
+            self._clear()
             self.save(0, parameters, optimizer, scaler, [])
             if resume:
                 self.say(f"no saved state in {self.path}: starting at step 1")
             return [], 0
         folder, body = good
+        if self.identity and body.get("run", self.identity) != self.identity:
+            raise MiniloraError(
+                f"the state in {folder} is of a run with other settings, data or base than "
+                f"{self.path / ABOUT} says; put the run's own {ABOUT} back, or begin anew with "
+                "--overwrite"
+            )
+        records = self._records(folder)
         self._load(folder, parameters, optimizer, scaler)
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self._write_metrics(records)
         self.say(
             f"going on after step {body['step']}" if body["step"] else "starting again at step 1"
         )
         return records, body["step"]
 
+    def _records(self, folder: Path) -> list[dict]:
+        """The metrics of a state."""
+        try:  # no parse_json: a validation loss may be infinite
+            records = [json.loads(line) for line in (folder / METRICS).read_bytes().splitlines()]
+            if all(isinstance(record, dict) and "step" in record for record in records):
+                return records
+        except (ValueError, RecursionError):
+            pass
+        raise MiniloraError(f"{folder / METRICS} holds no metrics of a run; {ANEW}")
+
     def _sweep(self) -> None:
         """Remove what a killed process left under a temporary name."""
-        beside = self.path.parent.glob(f".{self.path.name}.*.part")
-        for rest in (*self.states.glob(".*.part"), *self.path.glob(".*.part"), *beside):
-            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(
-                missing_ok=True
+        sweep(self.path)
+        sweep(self.states)
+
+    def _clear(self) -> None:
+        """Take away the run that was here, if any, and write down the new one."""
+        path, before = self.path / ABOUT, self._about_if_readable()
+        if before is None and kind_of(path):
+            kept = next(
+                each
+                for number in range(1, 1 << 16)
+                if kind_of(each := path.with_name(f"{ABOUT}.bak-{number}")) is None
             )
+            os.replace(path, kept)
+            self.say(f"{path} was no run's and is now {kept.name}")
+        self.made.remove()
+        for folder in self.found():
+            if own_state(folder, known=True):
+                drop_state(folder)
+        self.write_about()
+        self._write_metrics([])
 
     def write_about(self) -> None:
+        """Write run.json, with what the run made so far."""
+        told = {**self.about, "files": self.made.marks}
         with atomic_write(self.path / ABOUT) as temporary:
-            temporary.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def results(self) -> Iterator[Path]:
+        """Yield an empty folder, whose files become the run's when the block ends well. Raises
+        MiniloraError if one would replace what the run did not make.
+        """
+
+        def claim(temporary: Path) -> None:
+            self.made.claim(temporary)
+            self.write_about()
+
+        with atomic_folder(self.path, before=claim) as temporary:
+            yield temporary
+        self.made.settle()
 
     def _load(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer, scaler) -> None:
         from safetensors.torch import load_file
@@ -200,7 +286,10 @@ class RunFolder:
             for name, t in tensors.items()
             if name.startswith("weight/")
         }
-        if saved != {name: p.shape for name, p in parameters.items()}:
+        if (
+            saved != {name: p.shape for name, p in parameters.items()}
+            or "random/cpu" not in tensors
+        ):
             raise MiniloraError(
                 f"the state in {folder} is of another model or adapter; resume with the "
                 "settings it began with"
@@ -244,21 +333,23 @@ class RunFolder:
                 value, dtype=torch.float64 if isinstance(value, float) else torch.int64
             )
         folder = self.states / f"step-{step:08d}"
-        shutil.rmtree(folder, ignore_errors=True)  # there only if it was found damaged
+        drop_state(folder)  # there only if it was found damaged
         with atomic_folder(folder) as temporary:
             save_file(
                 {name: t.contiguous().cpu() for name, t in tensors.items()},
                 temporary / "state.safetensors",
             )
-            (temporary / "metrics.jsonl").write_text(_lines(records))
+            (temporary / METRICS).write_text(_lines(records))
             body = {
                 "step": step,
+                **({"run": self.identity} if self.identity else {}),
                 "files": {f.name: _file_sum(f) for f in sorted(temporary.iterdir())},
             }
             manifest = {"body": body, "sha256": _sum(json.dumps(body, sort_keys=True).encode())}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for old in self.found()[KEEP:]:
-            shutil.rmtree(old, ignore_errors=True)
+            if own_state(old, known=True):
+                drop_state(old)
 
     def _write_metrics(self, records: list[dict]) -> None:
         with atomic_write(self.metrics) as temporary:
@@ -283,7 +374,8 @@ class RunFolder:
 
     def draw(self, records: list[dict]) -> None:
         """Write loss.png: training loss by step, validation loss as points."""
-        draw_losses(records, self.path / "loss.png")
+        with self.results() as temporary:
+            draw_losses(records, temporary / PICTURE)
 
 
 def draw_losses(records: list[dict], path: str | os.PathLike) -> None:

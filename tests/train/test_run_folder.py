@@ -78,9 +78,12 @@ def test_half_a_line_does_not_stay(trained, monkeypatch, raises):
 
 
 def test_what_a_killed_process_left_is_swept_up(trained):
-    for rest in (trained.states / ".step-9.part", trained.path / ".run.json.x.part"):
+    for rest in (
+        trained.states / ".step-9.minilora-abcdefgh.part",
+        trained.path / ".run.json.minilora-abcdefgh.part",
+    ):
         rest.mkdir()
-    beside = trained.path.parent / f".{trained.path.name}.y.part"
+    beside = trained.path.parent / f".{trained.path.name}.minilora-12345678.part"
     beside.write_text("x")
     trained._sweep()
     assert not list(trained.path.parent.rglob("*.part"))
@@ -88,7 +91,7 @@ def test_what_a_killed_process_left_is_swept_up(trained):
 
 def test_a_damaged_run_json_is_named(trained):
     (trained.path / "run.json").write_text("{")
-    with pytest.raises(MiniloraError, match="run.json is damaged.*--overwrite"):
+    with pytest.raises(MiniloraError, match="run.json cannot be read as JSON.*--overwrite"):
         trained.saved_about()
     (trained.path / "run.json").unlink()
     assert trained.saved_about() is None
