@@ -11,9 +11,6 @@ from .config import (
 from .decoder import (
     RMSNorm as RMSNorm,
 )
-from .decoder import (
-    rotate as rotate,
-)
 from .generate import (
     filter_logits as filter_logits,
 )
@@ -22,4 +19,7 @@ from .model import (
 )
 from .one_token import (
     Stepper as Stepper,
+)
+from .rope import (
+    rotate as rotate,
 )

@@ -1,16 +1,17 @@
 """The Llama transformer, from scratch, in plain PyTorch.
 
-What it replaces: transformers' `LlamaForCausalLM` (Llama 2 and 3, TinyLlama, SmolLM2). Parameter
-names are Hugging Face's, so a state dict, a LoRA target or an adapter file fits both.
+What it replaces: transformers' `LlamaForCausalLM` (Llama 2 and 3, TinyLlama, SmolLM2), and the
+families that differ from it in a detail: Mistral (a window), Qwen2 (biases), Qwen3 (norms on
+queries and keys). Parameter names are Hugging Face's, so a state dict, a LoRA target or an adapter
+file fits both.
 How it works: token vectors run through N equal layers. Each adds attention (rotary positions,
 grouped key/value heads, causal) and then a gated MLP to the running vector, each behind an RMSNorm;
-a last norm and a linear head give the logits. `checkpoint.py` reads and writes folders,
-`generate.py` generates.
+a last norm and a linear head give the logits. `rope.py` turns by positions, `checkpoint.py` reads
+and writes folders, `generate.py` generates.
 Shapes, in all rooms: B rows of the batch, T tokens, S tokens seen (keys), C channels (hidden size),
 H heads, G groups (key/value heads), D head dimension, F feed-forward width, V vocabulary, N rows of
 a product (B·T), r rank. A weight is (out, in).
-What it leaves out: attention dropout, tensor parallelism, and the rope types `dynamic`, `yarn` and
-`longrope`.
+What it leaves out: attention dropout, tensor parallelism.
 Where numerics differ: in fp32 nothing beyond the order of additions inside the library's own fused
 kernels (within 1e-5 of transformers' logits). Rope tables stay in fp32 when the model is cast, as
 the tables of a freshly loaded transformers model do. Outputs at padded positions are finite but
@@ -19,92 +20,15 @@ mean nothing.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from .cache import Cache
-from .config import ROPE_ROWS, Config
-from .fused_ops import gated, rms_norm, turned
-
-
-def rope_frequencies(config: Config) -> Tensor:
-    """Angle per position of each pair of dimensions, (head_dim/2,): θ^(-2i/d), scaled for long
-    contexts if asked.
-
-    `llama3` leaves fast pairs alone, slows slow ones by `factor` and blends between (Llama 3.1's
-    scheme).
-    """
-    dim = config.head_dim
-    # (D/2,)
-    inverse = 1.0 / (config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
-    scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "linear":
-        inverse = inverse / scaling["factor"]
-    elif kind == "llama3":
-        factor, low, high = (
-            scaling["factor"],
-            scaling["low_freq_factor"],
-            scaling["high_freq_factor"],
-        )
-        old_length = scaling["original_max_position_embeddings"]
-        wavelength = 2 * math.pi / inverse  # (D/2,)
-        slow = torch.where(wavelength > old_length / low, inverse / factor, inverse)
-        blend = (old_length / wavelength - low) / (high - low)
-        middle = (wavelength <= old_length / low) & (wavelength >= old_length / high)
-        inverse = torch.where(middle, (1 - blend) * slow / factor + blend * slow, slow)
-    return inverse
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (a, b) = (x[i], x[i + D/2]) by its position's angle: (a·cos − b·sin, b·cos +
-    a·sin).
-
-    x (B, H, T, D); cos and sin broadcast to it, and the first half of sin carries the minus.
-    """
-    if torch.is_grad_enabled() and x.requires_grad:
-        return turned(x, cos, sin)  # the same numbers, quicker backward
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin  # the roll swaps a and b
-
-
-class RotaryTable(nn.Module):
-    """Tables of cos and (−sin, sin), a row per position; kept in fp32 whatever the model is cast
-    to, and never saved.
-    """
-
-    cos: Tensor  # (rows, D)
-    sin: Tensor  # (rows, D)
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.build(min(config.max_position_embeddings, ROPE_ROWS))
-
-    def build(self, rows: int, device: torch.device | str | None = None) -> None:
-        """Fill the tables for positions 0 … rows-1."""
-        inverse = rope_frequencies(self.config).to(device)  # (D/2,)
-        angles = torch.arange(rows, device=inverse.device).float()[:, None] * inverse  # (rows, D/2)
-        cos, sin = angles.cos(), angles.sin()  # (rows, D/2)
-        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
-        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
-
-    # called by .to(), .half(), .cuda() …: follow the device, not the dtype
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTable:
-        device = fn(self.cos).device
-        if device != self.cos.device:
-            self.build(self.cos.shape[0], device)
-        return self
-
-    def forward(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """cos and sin for positions start … stop-1, (T, D) each."""
-        if stop > self.cos.shape[0]:
-            self.build(max(stop, 2 * self.cos.shape[0]), self.cos.device)
-        return self.cos[start:stop], self.sin[start:stop]
+from .config import Config
+from .fused_ops import gated, rms_norm
+from .rope import RotaryTable, rotate
 
 
 class RMSNorm(nn.Module):
@@ -134,20 +58,27 @@ class Attention(nn.Module):
             config.head_dim,
         )
         query, key = self.heads * self.head_dim, self.groups * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key, bias=config.attention_bias)
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=config.attention_bias)
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         B, T, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H·D), (B, T, G·D) twice
-        # (B, H, T, D)
-        q = rotate(q.view(B, T, self.heads, self.head_dim).transpose(1, 2), cos, sin)
-        # (B, G, T, D)
-        k = rotate(k.view(B, T, self.groups, self.head_dim).transpose(1, 2), cos, sin)
+        q = q.view(B, T, self.heads, self.head_dim)
+        k = k.view(B, T, self.groups, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:  # each head by itself
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = rotate(q.transpose(1, 2), cos, sin)  # (B, H, T, D)
+        k = rotate(k.transpose(1, 2), cos, sin)  # (B, G, T, D)
         v = v.view(B, T, self.groups, self.head_dim).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(self.index, k, v)  # (B, G, S, D)
@@ -193,16 +124,19 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))  # (B, T, C)
 
 
-def visible_keys(attention_mask: Tensor, length: int) -> Tensor:
-    """Which keys the last `length` queries may see, (B, 1, T, S) bool: real ones, not later, and
-    always itself (so that no padded query is left without a key, which would give NaN).
+def visible_keys(attention_mask: Tensor, length: int, window: int | None = None) -> Tensor:
+    """Which keys the last `length` queries may see, (B, 1, T, S) bool: real ones, not later, not
+    `window` or more before, and always itself (so that no padded query is left without a key, which
+    would give NaN).
     """
     S = attention_mask.shape[1]
     order = torch.arange(S, device=attention_mask.device)  # (S,)
     query = order[S - length :, None]  # (T, 1)
     real = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
-    # (B, 1, T, S)
-    return (real & (order <= query)) | (order == query)
+    near = order <= query  # (T, S)
+    if window is not None:
+        near = near & (order > query - window)
+    return (real & near) | (order == query)  # (B, 1, T, S)
 
 
 class Decoder(nn.Module):
@@ -216,7 +150,16 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(config)
+        self.windows = [config.window(index) for index in range(config.num_hidden_layers)]
         self.gradient_checkpointing = False
+
+    def _window_masks(self, ids: Tensor, real: Tensor | None, S: int) -> dict[int | None, Tensor]:
+        """The mask of each window that leaves something of S tokens out, (B or 1, 1, T, S)."""
+        short = {window for window in self.windows if window is not None and window < S}
+        if not short:
+            return {}
+        real = ids.new_ones(1, S) if real is None else real
+        return {window: visible_keys(real, ids.shape[1], window) for window in short}
 
     def forward(
         self, ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
@@ -234,11 +177,13 @@ class Decoder(nn.Module):
         elif seen and T > 1:
             mask = visible_keys(ids.new_ones(1, seen + T), T)  # (1, 1, T, S)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # (T, D) or (B, 1, T, D)
-        for layer in self.layers:
+        near = self._window_masks(ids, attention_mask, seen + T)
+        for layer, window in zip(self.layers, self.windows):
+            seeing = near.get(window, mask)
             if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
-                x = recompute(layer, x, cos, sin, mask, None, use_reentrant=False)
+                x = recompute(layer, x, cos, sin, seeing, None, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, cache)
+                x = layer(x, cos, sin, seeing, cache)
         if cache is not None:
             cache.length = seen + T
         return self.norm(x)  # (B, T, C)

@@ -143,6 +143,12 @@ def stop_ids(model: Any, stop: int | Iterable[int] | None) -> list[int]:
     return [stop] if isinstance(stop, int) else list(stop)
 
 
+def _pad_id(config: Config, stops: list[int]) -> int:
+    """What fills a row that has ended: the model's pad id, else the first stop that is an id."""
+    given = [*stops, 0] if config.pad_token_id is None else [config.pad_token_id]
+    return next(each for each in (*given, 0) if 0 <= each < config.vocab_size)
+
+
 @contextlib.contextmanager
 def evaluating(model: Speaker) -> Iterator[None]:
     """Dropout off inside the block; every module's mode is put back as it was."""
@@ -158,7 +164,7 @@ def evaluating(model: Speaker) -> Iterator[None]:
 def _forwards(model: Speaker, capacity: int, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
     """A function from all ids so far to the hidden vectors of those it has not seen yet."""
     cache, decoder = Cache(capacity), model.model
-    step = Stepper(decoder, cache, mask) if fits(decoder) else None
+    step = Stepper(decoder, cache, mask) if fits(decoder, capacity) else None
 
     def forward(ids: Tensor) -> Tensor:
         if cache.length and step is not None:
@@ -196,7 +202,7 @@ def generate(
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     stops = stop_ids(model, stop)
     ends = torch.tensor(stops, device=ids.device)
-    pad = model.config.pad_token_id if model.config.pad_token_id is not None else (stops or [0])[0]
+    pad = _pad_id(model.config, stops)
     B, T = ids.shape
     out = torch.full((B, T + max_new_tokens), pad, dtype=torch.long, device=ids.device)
     out[:, :T] = ids

@@ -6,8 +6,8 @@ How it works: with one position the heads lie side by side in memory, so queries
 one go, and the query heads of a group, which see the same keys, pose as positions of one head.
 Modules are looked up once, a plain linear layer becomes a bare call, and the norm uses ‖x‖² + Cε in
 place of the mean: x·√C·w / √(‖x‖² + Cε).
-What it leaves out: replaced layers other than the linear ones, and hooks; then the general forward
-is used.
+What it leaves out: replaced layers other than the linear ones, hooks, and a window that is shorter
+than the text; then the general forward is used.
 Where numerics differ: rounding of the norm, 1e-7 relative in fp32.
 """
 
@@ -16,31 +16,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import Cache
-from .decoder import MLP, Attention, Decoder, Layer, RMSNorm, rotate
+from .decoder import MLP, Attention, Decoder, Layer, RMSNorm
+from .rope import rotate
 
 
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def fits(decoder: Decoder) -> bool:
-    """Whether every part is this package's own and nobody listens in by a hook."""
+def fits(decoder: Decoder, length: int) -> bool:
+    """Whether every part is this package's own, nobody listens in by a hook, and no window is
+    shorter than the `length` tokens that the text will have at most.
+    """
+    if any(window and window < length for window in decoder.windows):
+        return False
     if any(_hooked(module) for module in decoder.modules()):
         return False
-    norms = [decoder.norm]
+    norms: list[nn.Module | None] = [decoder.norm]
     for layer in decoder.layers:
         if type(layer) is not Layer:
             return False
         if type(layer.self_attn) is not Attention or type(layer.mlp) is not MLP:
             return False
         norms += [layer.input_layernorm, layer.post_attention_layernorm]
-    return all(type(norm) is RMSNorm for norm in norms)
+        norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
+    return all(norm is None or type(norm) is RMSNorm for norm in norms)
 
 
 def _linear(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -83,6 +90,7 @@ class Stepper:
         self.mask = None if real is None else real.bool()[:, None, None, :]  # (B, 1, 1, capacity)
         self.positions = None if real is None else real.cumsum(-1) - 1  # (B, capacity)
         self.layers: list[tuple[Callable[[Tensor], Tensor], ...]] = []
+        self.normed: list[tuple[Callable[[Tensor], Tensor], ...] | None] = []  # of q and k
         for layer in decoder.layers:
             assert isinstance(layer, Layer)  # as `fits` has seen
             attention, mlp = layer.self_attn, layer.mlp
@@ -90,6 +98,8 @@ class Stepper:
             linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
             norms = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
             self.layers.append((*norms, *map(_linear, linears)))
+            own = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
+            self.normed.append(tuple(_norm(cast(RMSNorm, norm)) for norm in own) or None)
         self.heads, self.groups, self.head_dim = (
             attention.heads,
             attention.groups,
@@ -117,8 +127,12 @@ class Stepper:
             self.layers
         ):
             h = first_norm(x)
+            q, k, normed = query(h), key(h), self.normed[index]  # (B, 1, H·D), (B, 1, G·D)
+            if normed is not None:
+                q = normed[0](q.view(B, 1, H, D)).view(B, 1, H * D)
+                k = normed[1](k.view(B, 1, G, D)).view(B, 1, G * D)
             # (B, H + G, 1, D)
-            turned = rotate(torch.cat((query(h), key(h)), dim=-1).view(B, H + G, 1, D), cos, sin)
+            turned = rotate(torch.cat((q, k), dim=-1).view(B, H + G, 1, D), cos, sin)
             # (B, G, S, D)
             k, v = self.cache.extend(index, turned.narrow(1, H, G), value(h).view(B, G, 1, D))
             q = turned.narrow(1, 0, H).view(B, G, H // G, D)

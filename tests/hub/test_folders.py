@@ -26,6 +26,12 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 TOLERANCE = 2e-5
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 10000.0,
+}
 STACKS = ("minilora", "transformers")
 
 
@@ -125,7 +131,7 @@ def spell_as_before(folder):
 
 @pytest.mark.parametrize(
     "rope",
-    [{"rope_type": "default", "rope_theta": 123.0}, LINEAR, LLAMA3],
+    [{"rope_type": "default", "rope_theta": 123.0}, LINEAR, LLAMA3, YARN],
     ids=lambda rope: rope["rope_type"],
 )
 def test_both_spellings_mean_the_same(tmp_path, rope):
@@ -159,7 +165,7 @@ def test_both_spellings_mean_the_same(tmp_path, rope):
     "rope",
     [
         {"rope_type": "dynamic", "factor": 2.0},
-        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16},
         {"rope_type": "llama3", "factor": 8.0},
     ],
     ids=lambda rope: rope["rope_type"],
@@ -173,7 +179,7 @@ def test_a_rope_that_is_not_there_is_refused(tmp_path, stack, rope):
     with pytest.raises(
         MiniloraError,
         match=f"config.json: rope type '{rope['rope_type']}' (is not supported; known are default, "
-        "linear, llama3|needs low_freq_factor)",
+        "linear, llama3, yarn|needs low_freq_factor)",
     ):
         hub.load(folder, "qlora", stack=stack, device="cpu")
 

@@ -262,16 +262,16 @@ def test_missing_folder_and_hub_name(tmp_path):
 @pytest.mark.parametrize(
     "change, word",
     [
-        (dict(model_type="mistral"), "'mistral'"),
+        (dict(model_type="gemma"), "'gemma'"),
         (dict(hidden_act="gelu"), "'gelu'"),
         (dict(vocab_size="DROP"), "vocab_size missing"),
-        (dict(hidden_size="32"), "hidden_size is '32'"),
+        (dict(hidden_size="32"), 'hidden_size is "32"'),
         (dict(num_key_value_heads=3), "no multiple"),
         (dict(head_dim=7), "head_dim is 7"),
         (dict(num_hidden_layers=0), "num_hidden_layers is 0"),
-        (dict(rope_scaling={"rope_type": "yarn", "factor": 2}), "'yarn'"),
+        (dict(rope_scaling={"rope_type": "dynamic", "factor": 2}), "'dynamic'"),
         (dict(rope_scaling={"rope_type": "llama3", "factor": 2}), "low_freq_factor"),
-        (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantized (bitsandbytes)"),
+        (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantized (bitsandbytes"),
     ],
 )
 def test_wrong_configurations(folder, change, word):
