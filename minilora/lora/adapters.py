@@ -24,8 +24,9 @@ from ..errors import MiniloraError
 from .config import AdapterConfig
 from .embedding import FullModule, LoRAEmbedding
 from .layer import BASE, Adapted, AdaptedWeight, LoRALinear
-from .starts import start_adapter
-from .targets import HEADS, full_paths, is_linear, match_targets, original_modules, put
+from .starts import SPLITS, start_adapter
+from .targets import full_paths, is_linear, match_targets, original_modules, put
+from .tied import closed, open_head, untie
 
 
 def add_lora(
@@ -57,8 +58,8 @@ def add_adapter(
     strict: bool = True,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> nn.Module:
-    """`add_lora` with every setting, patterns and full modules included. strict=False lets a target
-    name match nothing.
+    """`add_lora` with every setting, patterns and full modules included. strict=False, for files of
+    others, lets a target name match nothing, and a rank be larger than a layer.
 
     `weights`: for init "loftq" over a quantized base, its `linear_weights` as they were before.
     """
@@ -66,7 +67,7 @@ def add_adapter(
     refuse_merged(model, "add an adapter")
     modules = original_modules(model)
     paths = match_targets(model, config.targets, config.full_modules, strict)
-    for path in paths:
+    for path in paths if strict or config.init.startswith(SPLITS) else ():
         check_rank(config.rank_of(path), path, modules[path])
     place(model, config, name, paths, full_paths(model, config.full_modules), weights)
     return use_adapter(model, name)
@@ -88,6 +89,8 @@ def place(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.__dict__ |= {"lora_frozen": trained, "lora_adapters": {}}
         model.requires_grad_(False)
+    if "lm_head" in (*paths, *full):
+        open_head(model)
     for path in paths:
         layer = adapted_in_place(model, path)
         assert isinstance(layer, AdaptedWeight)
@@ -325,33 +328,13 @@ def unload(model: nn.Module) -> nn.Module:
     untie(model, layers)
     trained = model.__dict__.pop("lora_frozen", [])
     for path, layer in layers.items():
-        put(model, path, layer.base)
+        put(model, path, closed(model, layer.base))
         for old, new in zip(layer.original.parameters(), layer.base.parameters()):
             new.requires_grad_(any(old is parameter for parameter in trained))
     for parameter in trained:
         parameter.requires_grad_(True)
     model.__dict__.pop("lora_adapters", None)
     return model
-
-
-def untie(model: Any, layers: dict[str, Adapted]) -> None:
-    """If a merge gave a tied embedding or head weights of its own, store the two apart from now
-    on.
-    """
-    config = getattr(model, "config", None)
-    ends = [
-        layer
-        for path, layer in layers.items()
-        if path.rpartition(".")[2] in (*HEADS, "embed_tokens")
-    ]
-    merged = [layer for layer in ends if layer.merged]
-    if not merged or config is None or not getattr(config, "tie_word_embeddings", False):
-        return
-    config.tie_word_embeddings = False
-    if getattr(model, "lm_head", 0) is None:  # our Llama's tied head is the table itself
-        table = merged[0].original.weight
-        model.lm_head = nn.Linear(table.shape[1], table.shape[0], bias=False, device="meta")
-        model.lm_head.weight = nn.Parameter(table.detach().clone(), requires_grad=False)
 
 
 def remove_adapter(model: nn.Module, name: str) -> nn.Module:

@@ -16,13 +16,18 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as short
 
 from ..errors import MiniloraError
+from .patterns import bounded, fullmatch
 
 PREFIX = "base_model.model."  # before each module's path in PEFT's files
 VARIANTS = ("lora", "rslora", "dora", "rsdora")
 
 INITS = ("kaiming", "gaussian", "random", "pissa", "loftq")
+ROUNDS = 100  # of pissa_niter_N and loftq_niter_N; the papers take 16 and 5
+
+LARGEST_ALPHA = 1e9  # beyond it α/r leaves what 32 bits hold, or overflows before
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class AdapterConfig:
         ]:
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise MiniloraError(
-                    f"{where} is {rank!r}; it must be a whole number from 1 up, such as 8"
+                    f"{where} is {short(rank)}; it must be a whole number from 1 up, such as 8"
                 )
         for where, alpha in [
             ("alpha", self.alpha),
@@ -62,25 +67,33 @@ class AdapterConfig:
             if (
                 isinstance(alpha, bool)
                 or not isinstance(alpha, (int, float))
-                or not 0 < alpha < math.inf
+                or not 0 < alpha <= LARGEST_ALPHA
             ):
                 raise MiniloraError(
-                    f"{where} is {alpha!r}; it must be a positive number, such as 2 * rank"
+                    f"{where} is {short(alpha)}; it must be a positive number, such as 2 * rank"
                 )
         if (
             isinstance(self.dropout, bool)
             or not isinstance(self.dropout, (int, float))
             or not 0 <= self.dropout < 1
         ):
-            raise MiniloraError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
+            raise MiniloraError(
+                f"dropout is {short(self.dropout)}; it must be at least 0 and below 1"
+            )
         if self.variant not in VARIANTS:
             raise MiniloraError(
                 f"variant {self.variant!r} is not known; choose one of {', '.join(VARIANTS)}"
             )
-        if self.init not in INITS and not re.fullmatch(r"(pissa|loftq)_niter_[1-9]\d*", self.init):
+        counted = re.fullmatch("(pissa|loftq)_niter_([1-9][0-9]{0,3})", str(self.init))
+        if self.init not in INITS and not counted:
             raise MiniloraError(
-                f"init {self.init!r} is not known; choose one of {', '.join(INITS)} or "
+                f"init {short(self.init)} is not known; choose one of {', '.join(INITS)} or "
                 "pissa_niter_16, loftq_niter_5"
+            )
+        if counted and int(counted[2]) > ROUNDS:
+            raise MiniloraError(
+                f"init {self.init} asks for {counted[2]} rounds; after a few they change nothing, "
+                f"so give at most {ROUNDS}"
             )
         self._check_names()
 
@@ -90,17 +103,13 @@ class AdapterConfig:
             *self.alpha_pattern,
             *([self.targets] if isinstance(self.targets, str) else []),
         ]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise MiniloraError(
-                    f"{pattern!r} is no regular expression ({error}); to name modules give a list"
-                ) from None
+            bounded(pattern)
         if not isinstance(self.targets, str):
             object.__setattr__(self, "targets", list(self.targets))
             if not self.targets or not all(isinstance(name, str) and name for name in self.targets):
                 raise MiniloraError(
-                    f'targets is {self.targets!r}; give "all" or names such as ["q_proj", "v_proj"]'
+                    f"targets is {short(self.targets)}; "
+                    'give "all" or names such as ["q_proj", "v_proj"]'
                 )
         object.__setattr__(self, "full_modules", list(self.full_modules))
 
@@ -130,6 +139,6 @@ class AdapterConfig:
 
 def _by_pattern(pattern: dict, path: str, otherwise):
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", path):
+        if fullmatch(rf"(.*\.)?({key})", path):
             return value
     return otherwise

@@ -21,14 +21,13 @@ from torch import nn
 from ..errors import MiniloraError
 from .config import AdapterConfig
 from .layer import Adapted, LoRALinear, dense_weight
+from .starts import SPLITS
 
 MERGED_KEY = "minilora_merged"
 
 PLACES = 16
 
 NEAR = 0.25  # of the change; a merge that was rounded to 16 bits is nearer, by the choice of places
-
-SPLITS = ("pissa", "loftq")  # starts that change the base themselves
 
 
 @torch.no_grad()

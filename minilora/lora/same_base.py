@@ -11,8 +11,7 @@ from torch import nn
 from ..errors import MiniloraError
 from .adapters import adapters, low_rank_layers
 from .config import PREFIX, AdapterConfig
-from .merged_twice import SPLITS
-from .starts import LOFTQ_BASE, packed_form
+from .starts import LOFTQ_BASE, SPLITS, packed_form
 from .targets import is_linear, original_modules
 
 SAMPLE_KEY = "minilora_base"

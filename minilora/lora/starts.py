@@ -24,6 +24,8 @@ from torch import nn
 from ..errors import MiniloraError
 from .layer import AdaptedWeight, LoRALinear
 
+SPLITS = ("pissa", "loftq")  # starts that change the base themselves
+
 # what LoftQ makes of a base in floating point, here and in PEFT
 LOFTQ_BASE = {"code": "nf4", "block": 64, "double": False}
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from reprlib import repr as short
 from typing import Any
 
 from torch import nn
 
 from ..errors import MiniloraError
 from .layer import Adapted
-
-HEADS = ("lm_head", "embed_out")
+from .patterns import fullmatch
+from .tied import HEADS, table_head
 
 
 def original_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -34,12 +35,15 @@ def original_modules(model: nn.Module) -> dict[str, nn.Module]:
             inside += (f"{path}.",)
             module = module.original
         modules[path] = module
+    head = table_head(model)
+    if head is not None:
+        modules["lm_head"] = head
     modules.pop("", None)  # the model itself has no parent in which something could take its place
     return modules
 
 
-def put(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Let `module` stand at `path` in the model."""
+def put(model: nn.Module, path: str, module: nn.Module | None) -> None:
+    """Let `module` stand at `path` in the model; None: nothing."""
     parent, _, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
@@ -71,9 +75,12 @@ def linear_paths(model: nn.Module) -> list[str]:
     ]
 
 
-def named(path: str, name: str) -> bool:
-    """PEFT's rule for one name of a list: equal, or the end of the path after a dot."""
-    return path == name or path.endswith(f".{name}")
+def ends(path: str) -> set[str]:
+    """By PEFT's rule for a list, the names that mean `path`: itself, and each end of it after a
+    dot.
+    """
+    parts = path.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
 
 
 def match_targets(
@@ -94,15 +101,18 @@ def match_targets(
     else:
         modules = original_modules(model)
         if isinstance(targets, str):
-            paths = [path for path in modules if re.fullmatch(targets, path)]
+            paths = [path for path in modules if fullmatch(targets, path)]
         else:
-            paths = [path for path in modules if any(named(path, name) for name in targets)]
+            names = set(targets)
+            paths = [path for path in modules if names & ends(path)]
         for name in targets if strict and not isinstance(targets, str) else ():
-            if not any(named(path, name) for path in paths):
-                raise MiniloraError(f"target {name!r} matches no module; {_what_there_is(model)}")
+            if not any(name in ends(path) for path in paths):
+                raise MiniloraError(
+                    f"target {short(name)} matches no module; {_what_there_is(model)}"
+                )
         if not paths:
             raise MiniloraError(
-                f"targets {targets!r} match no module; {_what_there_is(model, targets)}"
+                f"targets {short(targets)} match no module; {_what_there_is(model, targets)}"
             )
         for path in paths:
             if not is_linear(modules[path]) and not isinstance(modules[path], nn.Embedding):
@@ -120,17 +130,33 @@ def inside(path: str, name: str) -> bool:
 
 
 def full_paths(model: nn.Module, full_modules: Sequence[str]) -> list[str]:
-    """The modules that are trained whole. Raises MiniloraError for a name that matches none."""
-    paths = []
+    """The modules that are trained whole. Raises MiniloraError for a name that matches none, or
+    modules that cannot be copied whole.
+    """
+    paths: list[str] = []
+    modules = original_modules(model)
     for name in full_modules:
         # PEFT's rule for modules_to_save
-        found = [path for path in original_modules(model) if path.endswith(name)]
+        found = [path for path in modules if path.endswith(name)]
         if not found:
-            children = sorted({path.rpartition(".")[2] for path in original_modules(model)} - {""})
+            children = sorted({path.rpartition(".")[2] for path in modules} - {""})
             raise MiniloraError(
-                f"full module {name!r} matches no module; the names are {', '.join(children)}"
+                f"full module {short(name)} matches no module; the names are {', '.join(children)}"
             )
         paths += [path for path in found if path not in paths]
+    for path in paths:
+        if isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)) or not list(
+            modules[path].parameters()
+        ):
+            raise MiniloraError(
+                f"a {type(modules[path]).__name__} has no weights that could be trained whole, "
+                f"and {path} is one; choose another module"
+            )
+        around = next((other for other in paths if path.startswith(f"{other}.")), None)
+        if around:
+            raise MiniloraError(
+                f"full modules {around} and {path}: the second lies in the first; name one of them"
+            )
     return paths
 
 
@@ -139,7 +165,7 @@ def shortest_names(model: nn.Module, paths: Sequence[str]) -> list[str]:
     whole paths otherwise.
     """
     last = sorted({path.rpartition(".")[2] for path in paths})
-    caught = [path for path in original_modules(model) if any(named(path, name) for name in last)]
+    caught = [path for path in original_modules(model) if ends(path) & set(last)]
     return last if sorted(caught) == sorted(paths) else sorted(paths)
 
 
