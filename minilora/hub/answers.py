@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..text.ends import model_ends
 from .loading import libraries
 
 if TYPE_CHECKING:
@@ -12,7 +13,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# ------------------------------------------------------------------------------------------ answers
+def _drawing(temperature: float, top_k: int | None, top_p: float | None) -> dict:
+    """How a token is chosen, in transformers' words."""
+    if not temperature:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": temperature,
+        "top_k": top_k or 0,
+        "top_p": top_p or 1.0,
+    }
 
 
 def answering(model: nn.Module) -> nn.Module:
@@ -44,6 +54,7 @@ def answering(model: nn.Module) -> nn.Module:
         def __init__(self, inner: nn.Module):
             super().__init__()
             self.inner, self.config = inner, inner.config
+            self.generation_config = getattr(inner, "generation_config", None)
 
         def forward(self, ids, attention_mask=None):
             return self.inner(ids, attention_mask=attention_mask).logits  # (B, T, V)
@@ -58,24 +69,15 @@ def answering(model: nn.Module) -> nn.Module:
             top_k=None,
             top_p=None,
             attention_mask=None,
-            stop=(),
+            stop=None,
             seed=None,
             on_token=None,
         ):
-            """ids (B, T) → (B, T + new), as `sampling.generate`; rows that have stopped go on with
+            """ids (B, T) → (B, T + new), as `llama.generate`; rows that have stopped go on with
             the stop token.
             """
-            stops = [stop] if isinstance(stop, int) else list(stop)
-            sampled = (
-                {
-                    "do_sample": True,
-                    "temperature": temperature,
-                    "top_k": top_k or 0,
-                    "top_p": top_p or 1.0,
-                }
-                if temperature
-                else {"do_sample": False}
-            )
+            given = model_ends(self.inner) if stop is None else stop
+            stops = [given] if isinstance(given, int) else list(given)
             with (
                 libraries(),
                 torch.random.fork_rng(
@@ -94,7 +96,7 @@ def answering(model: nn.Module) -> nn.Module:
                     pad_token_id=stops[0] if stops else 0,
                     use_cache=True,
                     streamer=Listener(on_token) if on_token else None,
-                    **sampled,
+                    **_drawing(temperature, top_k, top_p),
                 )
 
     return Answering(model).train(model.training)

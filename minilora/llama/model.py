@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import generation_config
 from .cache import Cache
 from .checkpoint import load, save
 from .config import Config
@@ -22,6 +23,7 @@ class Llama(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.generation: dict[str, Any] = {}  # the fields of generation_config.json
         self.model = Decoder(config)
         self.lm_head = None
         if not config.tie_word_embeddings:
@@ -77,10 +79,14 @@ class Llama(nn.Module):
         cls, path: str | PathLike, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> Llama:
         """Read a Hugging Face folder; raises MiniloraError naming file, key and remedy (see
-        `checkpoint.load`).
+        `checkpoint.load`). The ends that generation_config.json names join those of `config`.
         """
-        return load(cls, path, dtype, device)
+        model = load(cls, path, dtype, device)
+        model.generation = generation_config.read(path, model.config)
+        return model
 
     def save_pretrained(self, path: str | PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
-        """Write config.json and safetensors, all or nothing (see `checkpoint.save`)."""
+        """Write config.json and safetensors, all or nothing (see `checkpoint.save`), and
+        generation_config.json where one was read.
+        """
         save(self, path, max_shard_bytes)

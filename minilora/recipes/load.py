@@ -8,7 +8,6 @@ What it leaves out: models other than Llama.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +48,14 @@ def find_data(name: str | None, say: Callable[[str], object] = print) -> Path:
     return shipped
 
 
+def place(model: str) -> Path:
+    """Where a model's folder is, if it is on this machine under that name; nothing is fetched."""
+    try:
+        return data_folder() / "base" if model == "tiny" else Path(model).expanduser()
+    except (MiniloraError, RuntimeError):  # `resolve` says it
+        return Path(model)
+
+
 def positions(folder: Path) -> int:
     """How many tokens the model in `folder` was made for."""
     from ..llama.checkpoint import read_config
@@ -62,15 +69,10 @@ def adapter_quantization(adapter: str, code: str | None) -> dict | None:
     """
     if code == "none":
         return None
-    saved = None
-    path = Path(adapter) / "run.json"
-    if path.is_file():
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8")).get("quantization")
-        except (OSError, ValueError, AttributeError) as error:
-            raise MiniloraError(
-                f"{path} is damaged ({error}); name the base's code with --code nf4 or --code none"
-            ) from error
+    from ..train.run_json import read_about
+
+    about = read_about(Path(adapter), "name the base's code with --code nf4 or --code none")
+    saved = (about or {}).get("quantization")
     if code is not None:
         return saved if saved and saved.get("code") == code else recipe(code)
     return saved
@@ -95,6 +97,7 @@ def load(
 
     from .. import lora
     from ..system.precision import pick_device
+    from ..text.ends import join
     from ..text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(folder)
@@ -102,4 +105,5 @@ def load(
     if adapter is not None:
         lora.load_adapter(llama, adapter)
         lora.use_adapter(llama, "default", trainable=False)
+    join(llama, tokenizer)
     return llama.eval(), tokenizer

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import MiniloraError
+from .ends import answer_ends
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,14 +55,6 @@ class Stream:
 
 class _Stopped(Exception):
     """Ends `generate` from inside: nobody wants the next token."""
-
-
-def answer_ends(model: nn.Module, tokenizer: Tokenizer) -> list[int]:
-    """What ends an answer: the tokenizer's EOS and whatever the model's configuration names."""
-    own = model.config.eos_token_id
-    return sorted(
-        {tokenizer.eos_id, *(own if isinstance(own, list) else [] if own is None else [own])}
-    )
 
 
 def reply(

@@ -8,9 +8,6 @@ from .checks import (
 from .checks import (
     check as check,
 )
-from .checks import (
-    check_rows as check_rows,
-)
 from .config import (
     TrainConfig as TrainConfig,
 )
@@ -49,6 +46,9 @@ from .loss import (
 )
 from .loss import (
     tensors as tensors,
+)
+from .row_checks import (
+    check_rows as check_rows,
 )
 from .run_folder import (
     RunFolder as RunFolder,

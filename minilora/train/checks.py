@@ -2,30 +2,26 @@
 
 What it replaces: hours of a run whose loss looks plausible. Each check stands for a mistake that
 users of the large libraries report again and again; each message names the cause and the remedy.
-How it works: first the batch is looked at (ids, labels, lengths), then the layers and parameters
+How it works: first the batch is looked at (see row_checks.py), then the layers and parameters
 (bitsandbytes' faults on a CPU, frozen, trainable, finite, dtypes), then one forward and backward
 pass shows whether a gradient arrives at every adapter. Gradients and random state are left as they
-were. `check_rows` looks at every row of the data for what would break a run late.
+were. `train.fit` looks at every row of the data, too.
 What it leaves out: whether the learning rate is sensible, whether the data is any good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import MiniloraError
+from ..text.ends import model_ends
 from ..text.rows import IGNORE, Row
 from .loss import loss_sum
+from .row_checks import CheckFailed, require_borders, require_fit
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' Linear4bit
-
-
-class CheckFailed(MiniloraError):
-    """The run would train nothing, or not what was meant."""
 
 
 @dataclass
@@ -44,51 +40,7 @@ class Report:
     tokens: int
 
 
-def _ids_of(value) -> list[int]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _check_limits(config, low: int, high: int, longest: int) -> None:
-    """Raise CheckFailed if an id or a length is none that the model knows."""
-    vocabulary, positions = (
-        getattr(config, "vocab_size", None),
-        getattr(config, "max_position_embeddings", None),
-    )
-    if vocabulary is not None and (low < 0 or high >= vocabulary):
-        raise CheckFailed(
-            f"the data holds token id {high if high >= vocabulary else low}, the model knows "
-            f"0 to {vocabulary - 1}; "
-            "use the tokenizer of this model"
-        )
-    if positions is not None and longest > positions:
-        raise CheckFailed(
-            f"a row has {longest} tokens, the model was made for {positions}; lower --seq to "
-            f"{positions}"
-        )
-
-
-def check_rows(model: nn.Module, rows: Sequence[Row]) -> None:
-    """Raise CheckFailed for an id, a length or a row without an answer anywhere in the data, which
-    would show only when its turn comes.
-    """
-    filled = [ids for ids, _ in rows if ids]
-    if filled:
-        _check_limits(
-            getattr(model, "config", None),
-            min(map(min, filled)),
-            max(map(max, filled)),
-            max(map(len, filled)),
-        )
-    for number, (_, labels) in enumerate(rows, 1):
-        if all(label == IGNORE for label in labels[1:]):
-            raise CheckFailed(
-                f"row {number} of the data has nothing to learn, all its labels are masked "
-                "(-100); leave it out, or put the answer in `response`"
-            )
-
-
-def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
-    _check_limits(config, int(ids.min()), int(ids.max()), int(mask.sum(1).max()))
+def _check_batch(model: nn.Module, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
     blank = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if blank:
         raise CheckFailed(
@@ -101,41 +53,24 @@ def _check_batch(config, ids: Tensor, labels: Tensor, mask: Tensor) -> None:
             "all labels of the first batch are masked (-100): nothing to learn; put the "
             "answer in `response`"
         )
-    if not bool((labels[learned] == ids[learned]).all()):
-        raise CheckFailed(
-            "labels differ from the ids at their own position: they are shifted already; the "
-            "loss shifts them, pass them unshifted"
-        )
+    rows = _rows(model, ids, labels, mask)
+    require_fit(model, rows, "batch")
     if bool((learned & (mask == 0)).any()):
         raise CheckFailed("padding is learned; set the labels of padded positions to -100")
-    first = mask.argmax(1, keepdim=True)  # (B, 1): 0, or behind padding on the left
-    start = ids.gather(1, torch.cat([first, first + 1], 1).clamp(max=ids.shape[1] - 1))  # (B, 2)
-    for bos in _ids_of(getattr(config, "bos_token_id", None)):
-        if bool(((start == bos).all(1) & (mask.sum(1) > 1)).any()):
-            raise CheckFailed(
-                f"a row starts with two BOS tokens (id {bos}); leave out the one that the "
-                "prompt brings along"
-            )
-    _check_eos(_ids_of(getattr(config, "eos_token_id", None)), ids, labels, mask)
+    require_borders(model, rows, "batch")
 
 
-def _check_eos(eos: list[int], ids: Tensor, labels: Tensor, mask: Tensor) -> None:
-    """Rows with a masked prompt are questions and answers: an answer must end with an EOS that is
-    learned.
-    """
-    if not eos:
-        return
-    given = (labels[:, 1:] == IGNORE) & (mask[:, 1:] == 1)
-    end = torch.isin(ids, torch.tensor(eos, device=ids.device))
+def _rows(model: nn.Module, ids: Tensor, labels: Tensor, mask: Tensor) -> list[Row]:
+    """The batch's rows without their padding, which may stand on either side."""
+    real = mask == 1
+    ends = torch.tensor(model_ends(model), dtype=ids.dtype, device=ids.device)
+    end = torch.isin(ids, ends)
     # a mask made as `ids != pad`: even the longest row seems to end in padding
-    hidden = bool((end & (mask == 0))[:, -1].all())
-    ends = end & ((mask == 1) | hidden)
-    learned = bool((ends & (labels != IGNORE)).any())
-    if not learned and (bool(given.any()) or bool(ends.any())):
-        raise CheckFailed(
-            f"no answer's EOS (id {eos[0]}) is learned, so the model would never stop; "
-            "end each answer with EOS and keep its label, also where PAD is the same token"
-        )
+    if bool((end & ~real)[:, -1].all()):
+        behind = torch.roll(real, 1, 1)
+        behind[:, 0] = False
+        real = real | (end & behind)  # each answer's own EOS belongs to its row
+    return [(i[r].tolist(), l[r].tolist()) for i, l, r in zip(ids, labels, real)]
 
 
 def _check_packed(model: nn.Module) -> None:
@@ -299,8 +234,13 @@ def check(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Report:
     Looks at ids and labels, frozen and trainable weights, NaN, dtypes, and runs one forward and
     backward pass.
     """
+    _check_batch(model, *batch)
+    return check_model(model, batch)
+
+
+def check_model(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Report:
+    """`check` without the look at the batch itself, for one whose rows have been looked at."""
     ids, labels, mask = batch
-    _check_batch(getattr(model, "config", None), ids, labels, mask)
     _check_packed(model)
     _check_parameters(model)
     devices = [ids.device] if ids.device.type == "cuda" else []

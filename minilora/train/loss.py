@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 
 def pad_id_of(model: nn.Module) -> int:
-    """Any id will do for padding: its positions are never learned and lie behind what is."""
-    return getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+    """Any id will do for padding: its positions are never learned and lie behind what is. -1 is
+    none.
+    """
+    given = getattr(getattr(model, "config", None), "pad_token_id", None)
+    return given if given is not None and given > 0 else 0
 
 
 def loss_sum(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from .. import lora
 from ..errors import MiniloraError
 from ..system.precision import device_of, mode
+from ..text.ends import answer_ends, end_of, require_ids
 from ..text.prompts import encode_prompt
 from ..text.rows import IGNORE, Row
 from ..text.tokenizer import Tokenizer
@@ -228,19 +229,20 @@ def sample_answers(
     temperature: float = 1.0,
 ) -> list[Row]:
     """One answer for each prompt, drawn from the model as it stands now: rows whose drawn tokens,
-    EOS included, are the learned ones.
+    their end included (see text/ends.py), are the learned ones.
     """
+    require_ids(model, tokenizer)
+    ends = answer_ends(model, tokenizer)
     given = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     # (B, T)
     ids, mask = (tensor.to(device_of(model)) for tensor in left_pad(given, tokenizer.pad_id))
     with mode(model, False):
         out = model.generate(
-            ids, max_new_tokens, temperature, attention_mask=mask, stop=tokenizer.eos_id, seed=seed
+            ids, max_new_tokens, temperature, attention_mask=mask, stop=ends, seed=seed
         )
     rows = []
     for prompt, drawn in zip(given, out[:, ids.shape[1] :].tolist()):
-        if tokenizer.eos_id in drawn:
-            drawn = drawn[: drawn.index(tokenizer.eos_id) + 1]
+        drawn = drawn[: end_of(drawn, ends) + 1]
         rows.append((prompt + drawn, [IGNORE] * len(prompt) + drawn))
     return rows
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..system.precision import device_of, mode
+from ..text.ends import answer_ends, end_of, require_ids
 from ..text.prompts import question_and_answer
 from ..text.tokenizer import Tokenizer
 
@@ -36,13 +37,15 @@ def exact_match(
     progress: bool = False,
 ) -> tuple[int, int, list[str]]:
     """Greedy answers beside the expected ones: `(hits, number, answers)`; outer white space does
-    not count.
+    not count. An answer ends where text/ends.py says.
 
-    An answer is broken off a few tokens after the longest expected one of its batch: by then it is
+    It is broken off a few tokens after the longest expected one of its batch: by then it is
     wrong anyway.
     """
     from tqdm.auto import tqdm
 
+    require_ids(model, tokenizer)
+    ends = answer_ends(model, tokenizer)
     pairs = [question_and_answer(example, tokenizer) for example in examples]
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
     answers = [""] * len(pairs)
@@ -52,9 +55,8 @@ def exact_match(
             ids, mask = left_pad([pairs[i][0] for i in chunk], tokenizer.pad_id)
             ids, mask = ids.to(device_of(model)), mask.to(device_of(model))
             new = max(len(tokenizer.encode(pairs[i][1])) for i in chunk) + 4
-            out = model.generate(ids, new, attention_mask=mask, stop=tokenizer.eos_id)
+            out = model.generate(ids, new, attention_mask=mask, stop=ends)
             for i, row in zip(chunk, out[:, ids.shape[1] :].tolist()):
-                row = row[: row.index(tokenizer.eos_id)] if tokenizer.eos_id in row else row
-                answers[i] = tokenizer.decode(row)
+                answers[i] = tokenizer.decode(row[: end_of(row, ends)])
     hits = sum(is_hit(answer, expected) for answer, (_, expected) in zip(answers, pairs))
     return hits, len(pairs), answers

@@ -43,8 +43,8 @@ class Speaker(torch.nn.Module):
         rows = []
         for row, mask in zip(ids.tolist(), attention_mask.tolist()):
             own = tuple(token for token, seen in zip(row, mask) if seen)
-            said = [*self.tokenizer.encode(self.table[own]), stop][:new]
-            rows.append(row + said + [stop] * (new - len(said)))
+            said = [*self.tokenizer.encode(self.table[own]), stop[0]][:new]
+            rows.append(row + said + [stop[0]] * (new - len(said)))
         return torch.tensor(rows)
 
 
