@@ -1,10 +1,15 @@
-"""A model's files from the Hugging Face hub, with each failure told in one line."""
+"""A model's files from the Hugging Face hub, with each failure told in one line.
+
+Only a name that can be none of a folder here is asked of the hub, and that it is asked is said.
+"""
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +31,33 @@ WANTED = [
 # ------------------------------------------------------------------------------------------ the hub
 
 
+def hub_name(name: str) -> str:
+    """`name`, if it can only be owner/name on the hub. Raises MiniloraError for any other text, and
+    where a folder `owner` is here: then a path was mistyped, and nothing is asked of the hub.
+    """
+    if name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
+        raise MiniloraError(
+            f"no model {name!r}; give `tiny`, a folder that exists, or a Hub name like owner/name"
+        )
+    path = Path(name)
+    if path.exists() or path.parent.exists():
+        there = (
+            [str(each) for each in path.parent.iterdir() if each.is_dir()]
+            if path.parent.is_dir()
+            else []
+        )
+        near = difflib.get_close_matches(str(path), there, 1)
+        meant = f"did you mean {near[0]}? Give" if near else "give"
+        raise MiniloraError(
+            f"no model {name!r}: {path.parent} is here, so it is no Hub name, and holds no such "
+            f"folder; {meant} `tiny`, or a folder that exists"
+        )
+    return name
+
+
 def fetch(name: str) -> Path:
-    """The folder of the hub's repository `name`, fetched if it is not in the cache.
+    """The folder of the hub's repository `name`, fetched if it is not in the cache; standard error
+    tells that the hub is asked.
 
     Raises MiniloraError with the remedy for a missing or gated repository, no network, and a disk
     that is too small.
@@ -41,9 +71,17 @@ def fetch(name: str) -> Path:
             "'minilora[hub]'"
         ) from error
     disable_progress_bars()
-    _require_space(name)
+    size, silent = _require_space(name)
+    if size is not None:
+        what = f"fetching {size / 1e6:,.0f} MB of it" if size else "taking its copy in the cache"
+        print(
+            f"minilora: {name} is no folder here; {what}, as the Hugging Face Hub says",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED))
+        # who did not answer once is not asked again
+        return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=silent))
     except Exception as error:  # the library raises its own, requests', httpx' and OS errors
         raise MiniloraError(
             f"cannot fetch {name!r} from the Hub ({_reason(error)}); {_remedy(error)}"
@@ -70,18 +108,18 @@ def fetch_file(name: str, file: str) -> Path:
         ) from error
 
 
-def _require_space(name: str) -> None:
-    """Raise MiniloraError before the first byte if the repository's files are larger than the disk
-    has room for.
+def _require_space(name: str) -> tuple[int | None, bool]:
+    """How many bytes are to be fetched (None: not known), and whether the hub cannot be reached.
+    Raises MiniloraError before the first byte if the disk has no room for them.
     """
     from huggingface_hub import HfApi, constants
 
     try:
         files = HfApi().model_info(name, files_metadata=True, timeout=10).siblings or []
-    except Exception:
-        # no network, no such repository: the download says it better, or finds the files in the
-        # cache
-        return
+    except Exception as error:
+        # an answer, such as that there is no such repository: the download says it better
+        answered = any(getattr(each, "response", None) is not None for each in _chain(error))
+        return None, not answered and not constants.HF_HUB_OFFLINE
     cache = Path(constants.HF_HUB_CACHE)
     there = cache / f"models--{name.replace('/', '--')}" / "blobs"
     have = sum(file.stat().st_size for file in there.iterdir()) if there.is_dir() else 0
@@ -100,6 +138,7 @@ def _require_space(name: str) -> None:
             f"{name} takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {disk}; "
             "make room, or set HF_HOME to a folder on a larger disk"
         )
+    return max(0, need), False
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

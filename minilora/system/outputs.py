@@ -99,8 +99,9 @@ def require_file(
     Raises MiniloraError if anything but a regular file is there, or one that is read, and for a
     file in a folder that is read.
     """
+    a_folder = os.fspath(path).endswith((os.sep, "/"))  # a Path drops it
     path = spelled(path, option, "file")
-    if str(os.fspath(path)).endswith((os.sep, "/")) or not path.name:
+    if a_folder or not path.name:
         raise MiniloraError(f"{option} {path} is a folder; name a file")
     _require_writable(path.parent, path, option)
     for name, other in read:
