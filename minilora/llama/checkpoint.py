@@ -3,17 +3,18 @@
 What it replaces: `from_pretrained` and `save_pretrained` of transformers, for Llama folders on the
 disk.
 How it works: the configuration says which tensors must be there and their shapes; every file's list
-of tensors is compared with it before any weight is read. Then tensor by tensor is read, cast and
-checked for NaN, so the peak is one model plus one tensor. Writing goes to a temporary folder first
-and is swapped in when it is complete.
+of tensors (`weight_files.py`) is compared with it before any weight is read. Then tensor by tensor
+is read, cast and checked for NaN, so the peak is one model plus one tensor. Writing goes to a
+temporary folder first and is swapped in when it is complete.
 What it leaves out: pickled weights (pytorch_model.bin can run code), quantized folders, downloads,
-other architectures.
+families that are no Llamas (`families.py` knows those that are).
 Where numerics differ: nowhere; a cast rounds to the nearest as torch does.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from os import PathLike
@@ -21,110 +22,51 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import MiniloraError
+from ..quantize.bnb_format import quantized_names
 from ..system.files import atomic_folder
-from ..system.memory import full
+from ..system.json_files import read_json
+from . import generation_config
 from .config import AGAIN, Config
-from .decoder import RotaryTable
+from .rope import RotaryTable
+from .weight_files import (
+    INDEX,
+    SINGLE,
+    Stored,
+    list_tensors,
+    model_folder,
+    unreadable,
+    weight_files,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-
-def _folder(path: str | PathLike) -> Path:
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise MiniloraError(
-            f"{path} is a file; give the folder that holds config.json and {SINGLE}"
-        )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not str(path).startswith("."):
-        raise MiniloraError(
-            f"no folder {path}; if that is a name on the Hugging Face hub, fetch it first with "
-            f"`hf download {path} --local-dir FOLDER` and give FOLDER"
-        )
-    raise MiniloraError(f"no folder {path}; give one that holds config.json and {SINGLE}")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MiniloraError(f"{file} cannot be read as JSON: {error}; {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise MiniloraError(f"{file} holds a {type(content).__name__}, not an object; {AGAIN}")
-    return content
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# A format of one byte is read as it is: whoever scales it says so in config.json, which is refused.
+FLOATS = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
 
 
 def read_config(path: str | PathLike) -> Config:
     """The Config in a folder's config.json. Raises MiniloraError naming the folder or file."""
-    file = _folder(path) / "config.json"
-    if not file.is_file():
+    file = model_folder(path) / "config.json"
+    if not os.path.isfile(file):
         raise MiniloraError(
             f"no config.json in {path}; give a folder in Hugging Face's layout (config.json "
             f"and {SINGLE})"
         )
-    try:
-        return Config.from_hf(_read_json(file))
-    except MiniloraError as error:
-        raise MiniloraError(
-            str(error).replace("config.json:", f"{file}:").replace("config:", f"{file}:")
-        ) from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files: the single one, or those that the index names."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
-        hint = f"no {SINGLE} in {folder}"
-        if pickled:
-            raise MiniloraError(
-                f"{hint}, only {pickled[0].name}, which could run code when read; convert it "
-                "to safetensors"
-            )
-        raise MiniloraError(f"{hint}; {AGAIN}, with its weights")
-    mapping = _read_json(folder / INDEX).get("weight_map")
-    names = sorted(set(mapping.values())) if isinstance(mapping, dict) and mapping else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise MiniloraError(f"{folder / INDEX}: weight_map must name files in this folder; {AGAIN}")
-    for name in names:
-        if not (folder / name).is_file():
-            raise MiniloraError(f"{folder / name} is missing, which {INDEX} names; {AGAIN}")
-    return [folder / name for name in names]
-
-
-def _list_tensors(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Each tensor's file and shape, from the headers alone. Raises MiniloraError on a damaged
-    file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():
-                    if key.endswith(
-                        "rotary_emb.inv_freq"
-                    ):  # saved by old versions; computed from the configuration
-                        continue
-                    if key in found:
-                        raise MiniloraError(
-                            f"{file}: {key} stands in {found[key][0].name} too; {AGAIN}"
-                        )
-                    found[key] = file, tuple(tensors.get_slice(key).get_shape())
-        except (SafetensorError, OSError, ValueError) as error:
-            if isinstance(error, MiniloraError) or full(error):
-                raise
-            raise MiniloraError(f"{file} is damaged or cut short ({error}); {AGAIN}") from error
-    return found
+    return Config.from_hf(read_json(file, remedy=AGAIN), str(file))
 
 
 def _few(names: list[str]) -> str:
@@ -132,31 +74,54 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _compare(
-    folder: Path, expected: dict[str, Tensor], found: dict[str, tuple[Path, tuple[int, ...]]]
-) -> None:
+def _hint(missing: list[str], extra: list[str]) -> str:
+    """What a folder is whose tensors are not the model's."""
+    if any("lora_" in key for key in extra):
+        return "these are an adapter's weights; give them as --adapter over their own base"
+    if missing == [HEAD] and any(key.startswith("score.") for key in extra):
+        return "it is a classifier, which has no head for words; take the language model"
+    if missing == [HEAD]:
+        return f"if its head is its embedding, set tie_word_embeddings there to true, or {AGAIN}"
+    return f"config.json describes another model, or {AGAIN}"
+
+
+def _compare(folder: Path, expected: dict[str, Tensor], found: dict[str, Stored]) -> None:
     """Raise MiniloraError unless the tensors found are those expected, in name and shape."""
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
     if missing:
         instead = f" (there is {_few(extra)} instead)" if extra else ""
         raise MiniloraError(
-            f"{folder}: the weights lack {_few(missing)}{instead}; config.json describes "
-            f"another model, or {AGAIN}"
+            f"{folder}: the weights lack {_few(missing)}{instead}; {_hint(missing, extra)}"
         )
     if extra:
-        file = found[extra[0]][0]
         raise MiniloraError(
-            f"{file}: unexpected {_few(extra)}; it is no plain Llama, or config.json is "
-            "another model's"
+            f"{found[extra[0]].file}: unexpected {_few(extra)}; it is no plain Llama, or "
+            "config.json is another model's"
         )
-    for key, (file, shape) in found.items():
-        if shape != tuple(expected[key].shape):
-            raise MiniloraError(
-                f"{file}: {key} has shape {list(shape)}, config.json asks for "
-                f"{list(expected[key].shape)}; "
-                "take config.json and weights from the same model"
-            )
+    for key, stored in found.items():
+        _require_shape(key, stored, tuple(expected[key].shape))
+
+
+def _require_shape(key: str, stored: Stored, shape: tuple[int, ...]) -> None:
+    if stored.shape != shape:
+        raise MiniloraError(
+            f"{stored.file}: {key} has shape {list(stored.shape)}, config.json asks for "
+            f"{list(shape)}; take config.json and weights from the same model"
+        )
+
+
+def require_layers(config: Config, found: dict[str, Stored]) -> None:
+    """Raise MiniloraError if there are fewer layers than config.json says, before a model of that
+    size is built.
+    """
+    layers = {number[1] for key in found if (number := LAYER.match(key))}
+    if layers and len(layers) < config.num_hidden_layers:
+        folder = next(iter(found.values())).file.parent
+        raise MiniloraError(
+            f"{folder}: config.json asks for {config.num_hidden_layers} layers, and the weights "
+            f"hold {len(layers)}; take config.json and weights from the same model"
+        )
 
 
 def require_finite(name: str, tensor: Tensor, where: object, remedy: str) -> None:
@@ -166,22 +131,58 @@ def require_finite(name: str, tensor: Tensor, where: object, remedy: str) -> Non
         raise MiniloraError(f"{where}: {name} holds {bad} NaN or infinite values; {remedy}")
 
 
-def _read_tensor(tensors: Any, key: str, file: Path, dtype: torch.dtype, device: str) -> Tensor:
-    raw = tensors.get_tensor(key)
-    if not raw.is_floating_point():
+def _read_tensor(tensors: Any, key: str, stored: Stored, dtype: torch.dtype, device: str) -> Tensor:
+    file = stored.file
+    try:
+        raw = tensors.get_tensor(stored.key)
+    except SafetensorError as error:
+        raise unreadable(file, error) from error
+    if raw.dtype not in FLOATS:
         raise MiniloraError(
-            f"{file}: {key} is {raw.dtype}, not a float; take the unquantized model"
+            f"{file}: {key} is {raw.dtype}, not a float that is read here; take the unquantized "
+            "model"
         )
+    if raw.element_size() == 1:
+        raw = raw.float()
     require_finite(key, raw, file, AGAIN)
     tensor = torch.empty(raw.shape, dtype=dtype, device=device).copy_(raw)
     if dtype != raw.dtype:
-        require_finite(
-            key,
-            tensor,
-            file,
-            f"{str(dtype)[6:]} is too narrow for it, take dtype=torch.bfloat16 or float32",
-        )
+        wider = "take dtype=torch.bfloat16 or float32" if dtype == torch.float16 else AGAIN
+        require_finite(key, tensor, file, f"{str(dtype)[6:]} is too narrow for it, {wider}")
     return tensor
+
+
+def read_tensors(
+    folder: Path,
+    config: Config,
+    expected: dict[str, Tensor],
+    found: dict[str, Stored],
+    dtype: torch.dtype,
+    device: str,
+) -> dict[str, Tensor]:
+    """The tensors that are expected, out of the files in which they were found, each compared,
+    read, cast and checked. Of two that are tied one may be missing; two that differ are no pair.
+    """
+    twin = found.pop(HEAD, None) if config.tie_word_embeddings else None
+    if twin is not None and EMBEDDING not in found:
+        found[EMBEDDING], twin = twin, None
+    _compare(folder, expected, found)
+    if twin is not None:
+        _require_shape(HEAD, twin, found[EMBEDDING].shape)
+    state = {}
+    for file in sorted({stored.file for stored in found.values()}):
+        with safe_open(file, framework="pt") as tensors:
+            for key in (key for key in found if found[key].file == file):
+                state[key] = _read_tensor(tensors, key, found[key], dtype, device)
+    if twin is not None:
+        with safe_open(twin.file, framework="pt") as tensors:
+            head = _read_tensor(tensors, HEAD, twin, dtype, device)
+        if not torch.equal(head, state[EMBEDDING]):
+            raise MiniloraError(
+                f"{twin.file}: {HEAD} differs from {EMBEDDING}, but config.json ties "
+                "them; set tie_word_embeddings to false there"
+            )
+    return state
 
 
 def load(
@@ -195,29 +196,17 @@ def load(
     Raises MiniloraError (missing folder or file, hub name, damaged or cut file, missing or
     unexpected tensor, wrong shape, NaN), naming file, tensor and remedy.
     """
-    from safetensors import safe_open
-
-    folder, config = _folder(path), read_config(path)
+    folder, config = model_folder(path), read_config(path)
+    found = list_tensors(weight_files(folder))
+    require_layers(config, found)
     with torch.device("meta"):
         model = make(config)
     expected = model.state_dict()
-    found = _list_tensors(weight_files(folder))
-    copy_of_embedding = found.pop("lm_head.weight", None) if config.tie_word_embeddings else None
-    _compare(folder, expected, found)
-    state = {}
-    for file in sorted({file for file, _ in found.values()}):
-        with safe_open(file, framework="pt") as tensors:
-            for key in (key for key in found if found[key][0] == file):
-                state[key] = _read_tensor(tensors, key, file, dtype, device)
-    if copy_of_embedding is not None:
-        with safe_open(copy_of_embedding[0], framework="pt") as tensors:
-            head = _read_tensor(tensors, "lm_head.weight", copy_of_embedding[0], dtype, device)
-        if not torch.equal(head, state["model.embed_tokens.weight"]):
-            raise MiniloraError(
-                f"{copy_of_embedding[0]}: lm_head.weight differs from "
-                "model.embed_tokens.weight, but config.json ties "
-                "them; set tie_word_embeddings to false there"
-            )
+    if quantized_names(found):
+        raise MiniloraError(
+            f"{folder}: the weights are in 4 bits; load them by qlora.load_base, which reads both"
+        )
+    state = read_tensors(folder, config, expected, found, dtype, device)
     model.load_state_dict(state, assign=True)
     rotary = model.get_submodule("model.rotary")
     assert isinstance(rotary, RotaryTable)
@@ -271,8 +260,6 @@ def save(model: nn.Module, path: str | PathLike, max_shard_bytes: int = 5 * 10**
     refuses; nothing is then written. Weight files of an earlier save that the new one does not
     overwrite are removed.
     """
-    from safetensors.torch import save_file
-
     state = _own_state(model, path)
     groups = _shards(state, max_shard_bytes)
     names = (
@@ -286,6 +273,7 @@ def save(model: nn.Module, path: str | PathLike, max_shard_bytes: int = 5 * 10**
     fields = config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")}
     with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        generation_config.write(getattr(model, "generation", {}), config, folder, Path(path))
         for name, group in zip(names, groups):
             part = {key: state[key].to("cpu").contiguous() for key in group}
             save_file(part, folder / name, metadata={"format": "pt"})

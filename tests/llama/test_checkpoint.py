@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from minilora.errors import MiniloraError
 from minilora.llama import Config, Llama
-from minilora.llama.checkpoint import INDEX, SINGLE
+from minilora.llama.weight_files import INDEX, SINGLE
 
 LLAMA3 = {
     "rope_type": "llama3",
