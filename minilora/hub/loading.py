@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MiniloraError
 from ..qlora.base import INT8, load_base, recipe, resolve
+from ..qlora.stored import stored_codes
 from ..system.memory import full
 from ..system.precision import has_bf16, pick_device
 from .bnb_faults import cure
@@ -146,10 +147,16 @@ def _load_theirs(
 ) -> nn.Module:
     import torch
 
-    from ..llama.checkpoint import read_config, weight_files
+    from ..llama.checkpoint import read_config
+    from ..llama.weight_files import weight_files
 
     read_config(folder)  # says in one line what is no Llama, or no model at all
     weight_files(folder)
+    if stored_codes(folder):
+        raise MiniloraError(
+            f"{folder} is in 4 bits already, which --backend minilora trains over as it is; choose "
+            "that, or take the unquantized model"
+        )
     product = dtype or compute_dtype(device)
     # what trains, and all on a processor, as in `load_base`
     kept = product if device.startswith("cuda") and method != "full" else torch.float32

@@ -14,12 +14,13 @@ Where numerics differ: see llama/decoder.py, four_bit.py, int8.py.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import MiniloraError
-from ..system.fetch import HUB_NAME, fetch
+from ..llama.weight_files import model_folder
+from ..system.fetch import fetch, hub_name
 from ..system.files import data_folder
+from .stored import stored_codes
 
 INT8 = "llm.int8"  # the name of --method int8's base; `int8` by itself is a code book in blocks
 
@@ -40,23 +41,25 @@ def resolve(name: str) -> Path:
             f"{name} holds an adapter, not a model; use --model MODEL --adapter {name}"
         )
     if folder.exists():
-        return folder
-    if name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
-        raise MiniloraError(
-            f"no model {name!r}; give `tiny`, a folder that exists, or a Hub name like owner/name"
-        )
-    return fetch(name)
+        return model_folder(folder)  # a file is told what it is
+    return fetch(hub_name(name))
 
 
 def packed(folder: Path) -> bool:
-    """Does config.json say that the weights are 4-bit codes of bitsandbytes?"""
+    """Whether weights in `folder` are in 4 bits already, so that it is read as it is."""
+    return bool(stored_codes(folder))
+
+
+def own_code(name: str) -> str | None:
+    """The code of a folder here that is in 4 bits already; None for any other name, and for a
+    folder of which the loader will say what is wrong.
+    """
+    folder = Path(name).expanduser()
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
-            "quantization_config"
-        )
-    except (OSError, ValueError, AttributeError):  # the loader says it better
-        return False
-    return bool(settings) and bool(settings.get("load_in_4bit"))
+        codes = stored_codes(folder) if folder.is_dir() else ()
+    except MiniloraError:
+        return None
+    return min(codes, default=None)
 
 
 def load_base(folder: Path, device: str, quantization: dict | None = None, trained: bool = False):
@@ -64,26 +67,45 @@ def load_base(folder: Path, device: str, quantization: dict | None = None, train
 
     Frozen weights are kept in bf16 on a GPU that has it; weights to be trained whole, and
     everything on a CPU, in fp32. A folder that is in 4 bits already (see checkpoint.py) is read as
-    it is. Raises MiniloraError if that one is to be trained whole or quantized again.
+    it is. Raises MiniloraError if that one is to be trained whole or quantized in another code.
     """
     import torch
 
     from ..llama.model import Llama
     from ..system.precision import has_bf16
 
-    if packed(folder):
-        if trained or quantization:
-            raise MiniloraError(
-                f"{folder} is in 4 bits already; use --code none, or --method lora over it"
-            )
+    dtype = torch.bfloat16 if has_bf16(device) and not trained else torch.float32
+    if codes := stored_codes(folder):
+        require_same_code(folder, codes, quantization, trained)
         from .checkpoint import load_quantized
 
-        return load_quantized(folder, device=device)
-    half = has_bf16(device) and not trained
-    model = Llama.from_pretrained(
-        folder, dtype=torch.bfloat16 if half else torch.float32, device=device
-    )
+        return load_quantized(folder, dtype, device)
+    model = Llama.from_pretrained(folder, dtype=dtype, device=device)
     return quantize_base(model, **quantization) if quantization else model
+
+
+def require_same_code(
+    folder: Path, codes: set[str], quantization: dict | None, trained: bool
+) -> None:
+    """Raise MiniloraError if a folder whose weights are in `codes` cannot be had as it is asked
+    for.
+    """
+    here = f"{folder} is in 4 bits already ({', '.join(sorted(codes))})"
+    if trained:
+        raise MiniloraError(
+            f"{here}, and --method full trains all weights; choose --method qlora, or take the "
+            "unquantized model"
+        )
+    if quantization and quantization["code"] == INT8:
+        raise MiniloraError(
+            f"{here}, and --method int8 quantizes to {INT8}; choose --method qlora, or take the "
+            "unquantized model"
+        )
+    if quantization and quantization["code"] not in {*codes, "none"}:
+        raise MiniloraError(
+            f"{here}, not in {quantization['code']}; leave --code out, or take the unquantized "
+            f"model for --code {quantization['code']}"
+        )
 
 
 def recipe(code: str) -> dict:
@@ -93,6 +115,15 @@ def recipe(code: str) -> dict:
         if code == INT8
         else {"code": code, "double": True, "block": 64}
     )
+
+
+def form_of(model) -> dict | None:
+    """How the first 4-bit layer of `model` is quantized, as `recipe` says it; None without one."""
+    from ..lora.starts import packed_form
+    from .four_bit import QLinear
+
+    layers = (module for module in model.modules() if isinstance(module, QLinear))
+    return next((packed_form(layer) for layer in layers), None)
 
 
 def quantize_base(model, code: str, **settings):

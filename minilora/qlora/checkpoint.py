@@ -11,21 +11,29 @@ Where numerics differ: nowhere; the bytes are the same, and a folder may go back
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import MiniloraError
-from ..llama.checkpoint import weight_files
-from ..llama.config import Config
+from ..llama import generation_config
+from ..llama.checkpoint import read_config, read_tensors, require_layers
 from ..llama.model import Llama
+from ..llama.weight_files import Stored, list_tensors, model_folder, unreadable, weight_files
 from ..lora.targets import put
 from ..quantize import bnb_format
 from ..system.files import atomic_folder
 from .four_bit import QLinear
+
+SAME_MODEL = "take config.json and weights from the same model"
 
 
 def save_quantized(model: Llama, path: str | PathLike) -> None:
@@ -35,8 +43,6 @@ def save_quantized(model: Llama, path: str | PathLike) -> None:
     Raises MiniloraError if there is no 4-bit layer, adapters are in place, or the code is not
     bitsandbytes' own.
     """
-    from safetensors.torch import save_file
-
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QLinear)}
     if not layers:
         raise MiniloraError(
@@ -49,104 +55,97 @@ def save_quantized(model: Llama, path: str | PathLike) -> None:
             "adding them"
         )
     dense = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
-    quantization = bnb_format.quantization_config(
-        next(iter(layers.values())).quantized, compute_dtype=dense
-    )
+    left = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    if "lm_head" not in (*layers, *left):
+        left.append("lm_head")  # a tied one, which is a layer of its own in transformers
+    quantization = [
+        bnb_format.quantization_config(layer.quantized, dense, tuple(left))
+        for layer in layers.values()
+    ][0]
     fields = model.config.to_hf() | {"torch_dtype": dense, "quantization_config": quantization}
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     with atomic_folder(path) as folder:
         (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        generation_config.write(model.generation, model.config, folder, Path(path))
+        generation_config.write(model.generation, model.config, folder, Path(path))
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_quantized(
     path: str | PathLike, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Llama:
-    """Read a folder written by `save_quantized` or by transformers with bitsandbytes; `dtype` is
-    for what is not 4-bit.
+    """Read a folder written by `save_quantized` or by transformers with bitsandbytes, in which some
+    layers may be dense. `dtype`: of what is dense, and of a 4-bit weight where it is decoded.
 
-    Raises MiniloraError if the folder holds no 4-bit weights, or lacks a tensor, or holds one that
-    the model does not have.
+    Raises MiniloraError, naming file and tensor, if the folder holds no 4-bit weights, or lacks a
+    tensor, or holds one that the model does not have, or one of another size, or NaN.
     """
-    folder = Path(path)
-    config = _read_config(folder)
-    state = _read_tensors(folder)
+    folder, config = model_folder(path), read_config(path)
+    found = list_tensors(weight_files(folder))
+    parts = bnb_format.part_keys_by_name(found)
+    if not parts:
+        raise MiniloraError(f"{folder} holds no 4-bit weight; load it with Llama.from_pretrained")
+    require_layers(config, found)
     with torch.device("meta"):
         model = Llama(config)
-    for name in bnb_format.quantized_names(state):
-        keys = bnb_format.part_keys(state, name)
-        quantized = bnb_format.from_tensors({key: state.pop(key).to(device) for key in keys}, name)
-        _put_checked(
-            model,
-            name.removesuffix(".weight"),
-            QLinear(quantized, state.pop(name.removesuffix("weight") + "bias", None)),
-        )
-    state = {
-        name: tensor.to(device, dtype)
-        for name, tensor in state.items()
-        if not name.endswith("rotary_emb.inv_freq")
-    }
-    if config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    own = {name for name, parameter in model.named_parameters() if parameter.is_meta}
-    if own != set(state):
-        wrong = sorted(own ^ set(state))
-        raise MiniloraError(
-            f"{folder}: {wrong[0]} is "
-            f"{'missing' if wrong[0] in own else 'not part of this model'}; config.json and "
-            "weights disagree"
-        )
+    packed = {key: found.pop(key) for keys in parts.values() for key in keys}
+    expected = model.state_dict()
+    shapes = {}
+    for name, keys in parts.items():
+        shapes[name] = _shape_of(model, name, packed[keys[0]].file)
+        del expected[name]
+    state = read_tensors(folder, config, expected, found, dtype, device)
+    with ExitStack() as stack:
+        read = _reader(stack, packed, device)
+        for name, keys in parts.items():
+            source = packed[keys[0]].file
+            q = bnb_format.from_tensors({key: read(key) for key in keys}, name, source)
+            if q.shape != shapes[name]:
+                raise MiniloraError(
+                    f"{source}: {name} is {list(q.shape)} in the file, config.json asks for "
+                    f"{list(shapes[name])}; {SAME_MODEL}"
+                )
+            bias = state.pop(name.removesuffix("weight") + "bias", None)
+            layer = QLinear(dataclasses.replace(q, dtype=dtype), bias)
+            put(model, name.removesuffix(".weight"), layer)
     model.load_state_dict(state, assign=True, strict=False)
     model.model.rotary.build(model.model.rotary.cos.shape[0], device)
+    model.generation = generation_config.read(folder, config)
     return model.requires_grad_(False).eval()
 
 
-def _read_config(folder: Path) -> Config:
-    try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MiniloraError(
-            f"{folder / 'config.json'} cannot be read ({error}); give a folder in Hugging "
-            "Face's layout"
-        ) from error
-    quantization = fields.pop("quantization_config", None) or {}
-    if not quantization.get("load_in_4bit"):
-        raise MiniloraError(
-            f"{folder}: config.json names no 4-bit quantization; load it with Llama.from_pretrained"
-        )
-    return Config.from_hf(fields)
+def _reader(
+    stack: ExitStack, packed: dict[str, Stored], device: str
+) -> Callable[[str], torch.Tensor]:
+    """What reads a tensor of `packed` to `device`; the files stay open as long as `stack`."""
+    files = {
+        file: stack.enter_context(safe_open(file, framework="pt"))
+        for file in {stored.file for stored in packed.values()}
+    }
 
-
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    state = {}
-    for file in weight_files(folder):
+    def read(key: str) -> torch.Tensor:
+        stored = packed[key]
         try:
-            with safe_open(file, framework="pt") as tensors:
-                state.update({key: tensors.get_tensor(key) for key in tensors.keys()})
-        except (SafetensorError, OSError) as error:
-            raise MiniloraError(
-                f"{file} is damaged or cut short ({error}); download the folder again"
-            ) from error
-    return state
+            return files[stored.file].get_tensor(stored.key).to(device)
+        except SafetensorError as error:
+            raise unreadable(stored.file, error) from error
+
+    return read
 
 
-def _put_checked(model: nn.Module, path: str, layer: QLinear) -> None:
-    """Put `layer` in the place of the linear layer at `path`. Raises MiniloraError if there is none
-    of that shape.
+def _shape_of(model: nn.Module, name: str, source: Path) -> tuple[int, ...]:
+    """(out, in) of the linear layer whose weight `name` is. Raises MiniloraError if the model has
+    no such layer.
     """
     try:
-        old = model.get_submodule(path)
-    except AttributeError as error:
+        layer = model.get_submodule(name.removesuffix(".weight"))
+    except AttributeError:
+        layer = None
+    if not name.endswith(".weight") or type(layer) is not nn.Linear:
         raise MiniloraError(
-            f"the folder holds a 4-bit {path}, which the model in config.json does not have"
-        ) from error
-    shapes = (layer.out_features, layer.in_features), (old.out_features, old.in_features)
-    if shapes[0] != shapes[1]:
-        raise MiniloraError(
-            f"{path} is {list(shapes[0])} in the file, config.json asks for {list(shapes[1])}"
+            f"{source} holds a 4-bit {name}, which the model in config.json does not have as a "
+            f"linear layer; {SAME_MODEL}"
         )
-    put(model, path, layer)
+    return layer.out_features, layer.in_features

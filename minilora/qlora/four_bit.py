@@ -142,6 +142,10 @@ class QLinear(nn.Module):
 
     dequantize = dense_weight
 
+    def stands_for(self, dtype: torch.dtype) -> None:
+        """Decode to `dtype` from now on where no other type is asked for, and say so in a file."""
+        self._form = dataclasses.replace(self.quantized, dtype=dtype)
+
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         """The decoded weight in the shared buffer: valid until the next layer decodes."""
         return self.quantized.dequantize(

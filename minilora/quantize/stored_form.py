@@ -47,8 +47,8 @@ def refuse_foreign(fields: dict[str, Any], name: str | PathLike) -> None:
         return
     if _on(entry, 8) and method.startswith(BITSANDBYTES):
         raise MiniloraError(
-            f"{name}: the weights are quantized (LLM.int8() of bitsandbytes), which is not read "
-            "from a folder; take the unquantized model with --method int8"
+            f"{name}: the weights are quantized (bitsandbytes' LLM.int8()), which is not read from "
+            "a folder; take the unquantized model with --method int8"
         )
     raise _refused(name, method, f"quantization_config is {shown(entry)}")
 
@@ -66,6 +66,6 @@ def _unnamed(entry: dict[str, Any]) -> str:
 
 def _refused(name: str | PathLike, method: str, found: str) -> MiniloraError:
     return MiniloraError(
-        f"{name}: the weights are quantized ({method}; {found}); take the unquantized model and "
-        "quantize it here (--method qlora), or one in bitsandbytes' 4 bits"
+        f"{name}: the weights are quantized ({method}), since {found}; take the unquantized model "
+        "and quantize it here (--method qlora), or one in bitsandbytes' 4 bits"
     )

@@ -412,7 +412,7 @@ def test_keys_and_bytes_equal_bitsandbytes(code, double):
             lambda t: t.update(
                 {"weight.quant_state.bitsandbytes__nf4": torch.zeros(5, dtype=torch.uint8)}
             ),
-            "no JSON",
+            "cannot be read as JSON",
         ),
         (lambda t: t.update(weight=t["weight"][:-3]), "entries"),
         (lambda t: t.update({"weight.absmax": t["weight.absmax"][1:]}), "weight.absmax has"),

@@ -32,9 +32,9 @@ def rewritten(folder, change):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda s: s.update(extra=torch.zeros(2)), "extra is not part of this model"),
-        (lambda s: s.pop("model.norm.weight"), "model.norm.weight is missing"),
-        (lambda s: s.pop("lm_head.weight"), "lm_head.weight is missing"),
+        (lambda s: s.update(extra=torch.zeros(2)), "model.safetensors: unexpected extra;"),
+        (lambda s: s.pop("model.norm.weight"), "the weights lack model.norm.weight;"),
+        (lambda s: s.pop("lm_head.weight"), "the weights lack lm_head.weight;"),
     ],
 )
 def test_a_folder_whose_tensors_are_not_the_models_is_refused(folder, change, words):
@@ -66,8 +66,15 @@ def test_a_model_under_adapters_is_not_written(tmp_path):
 def test_a_packed_folder_is_read_as_it_is_and_for_nothing_else(folder):
     assert packed(folder)
     assert torch.equal(load_base(folder, "cpu")(IDS), load_quantized(folder)(IDS))
-    for wish in ({"trained": True}, {"quantization": recipe("nf4")}):
-        with pytest.raises(MiniloraError, match="is in 4 bits already"):
+    again = load_base(folder, "cpu", recipe("nf4"))  # what it is already
+    assert torch.equal(again(IDS), load_quantized(folder)(IDS))
+    for wish in (
+        {"trained": True},
+        {"quantization": recipe("fp4")},
+        {"quantization": recipe("int4")},
+        {"quantization": recipe(INT8)},
+    ):
+        with pytest.raises(MiniloraError, match=r"is in 4 bits already \(nf4\)"):
             load_base(folder, "cpu", **wish)
 
 
