@@ -26,5 +26,11 @@ class MemoryFull(MiniloraError):
         self.told = told
 
 
+class MiniloraWarning(UserWarning):
+    """Something in a file that changes nothing in what is done, and that its owner should know.
+    Python says each once; the command line in one line.
+    """
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a line that says how to go on."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from .loading import libraries
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..lora.config import AdapterConfig
 
 
 # ----------------------------------------------------------------------------------------- adapters
@@ -55,18 +58,11 @@ def prepare(
     for path in paths:
         check_rank(config.rank, path, modules[path])
     with libraries():
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        settings = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules="all-linear" if targets == "all" else config.targets,
-            lora_dropout=dropout,
-            use_rslora=config.rslora,
-            use_dora=config.dora,
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
+        settings = _peft_settings(config, paths)
+        if targets == "all":
+            settings.target_modules = "all-linear"
         model.requires_grad_(False)
         with _spare_generators(model):
             adapted = get_peft_model(model, settings)
@@ -126,44 +122,74 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def load_adapter(model: nn.Module, path: str | Path, trainable: bool = False) -> nn.Module:
-    """transformers' model with the adapter in folder `path`, ours or PEFT's; returns the PeftModel.
+    """transformers' model with the adapter in folder `path`, ours, PEFT's or mlx-lm's; returns the
+    PeftModel.
 
-    Raises MiniloraError for a folder that is none, for tensors that are missing, left over or of
-    another shape, of which PEFT only warns, and for a model that holds the adapter already, by a
-    merge.
+    Raises MiniloraError as lora.load_adapter does: for a folder that is none, for settings that
+    minilora does not have, for tensors that are missing, left over or of another shape, of which
+    PEFT only warns, and for a model that holds the adapter already, by a merge.
     """
-    from ..lora.files import CONFIG, WEIGHTS, find_folder, read_json, read_tensors
+    from ..lora.config import PREFIX
+    from ..lora.folder import read_adapter
     from ..lora.merged_twice import MERGED_KEY, refuse_twice
-    from ..lora.peft_config import from_peft
+    from ..lora.same_base import SAMPLE_KEY, compare_base
     from ..lora.state import check_state
+    from ..lora.targets import match_targets
 
-    folder = find_folder(path, "default")
-    config = from_peft(read_json(folder / CONFIG), str(folder / CONFIG))
-    state, metadata = read_tensors(folder / WEIGHTS)
-    refuse_twice(dict(model.named_modules()), metadata.get(MERGED_KEY), str(folder / WEIGHTS))
+    stored = read_adapter(model, path)
+    config, source = stored.config, stored.source
+    compare_base(model, stored.metadata.get(SAMPLE_KEY), source)
+    refuse_twice(dict(model.named_modules()), stored.metadata.get(MERGED_KEY), source)
+    if config.init not in ("kaiming", "gaussian", "random"):
+        raise MiniloraError(
+            f"{source}: init {config.init!r} changes the base; save the adapter with "
+            "as_lora=True first"
+        )
+    targets = match_targets(model, config.targets, config.full_modules, strict=False)
+    state = dict(stored.state)
+    for (place, name), tensor in stored.copies.items():  # PEFT puts them in place
+        inside = ".base_layer" if place in targets else ""
+        state[f"{PREFIX}{place}{inside}.{name}"] = tensor
     with libraries():
         from peft import (
-            LoraConfig,
             get_peft_model,
             get_peft_model_state_dict,
             set_peft_model_state_dict,
         )
 
-        settings = LoraConfig.from_pretrained(folder)
+        settings = _peft_settings(config, targets)
         settings.inference_mode = not trainable
-        if config.init not in ("kaiming", "gaussian", "random"):
-            raise MiniloraError(
-                f"{folder}: init {config.init!r} changes the base; save the adapter with "
-                "as_lora=True first"
-            )
-        settings.init_lora_weights = True
         with _spare_generators(model):
             adapted = get_peft_model(model, settings)
         places = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         check_state(
-            state,
-            {key: tuple(tensor.shape) for key, tensor in places.items()},
-            str(folder / WEIGHTS),
+            stored.state, {key: tuple(tensor.shape) for key, tensor in places.items()}, source
         )
         set_peft_model_state_dict(adapted, state)
     return adapted.train(model.training)
+
+
+def _peft_settings(config: AdapterConfig, targets: list[str]) -> Any:
+    """PEFT's LoraConfig that means what `config` means for the layers at `targets`. A regular
+    expression is given as what it matches: PEFT's own matching has no end to its time.
+    """
+    from peft import LoraConfig
+
+    def each(value_of: Callable[[str], Any], usual: Any) -> dict[str, Any]:
+        named = {re.escape(path): value_of(path) for path in targets}
+        return {path: value for path, value in named.items() if value != usual}
+
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets if isinstance(config.targets, str) else list(config.targets),
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        modules_to_save=list(config.full_modules) or None,
+        rank_pattern=each(config.rank_of, config.rank) if config.rank_pattern else {},
+        alpha_pattern=each(config.alpha_of, config.alpha) if config.alpha_pattern else {},
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=config.base_model,
+    )

@@ -2,11 +2,11 @@
 
 What it replaces: PeftModel.save_pretrained and PeftModel.from_pretrained.
 How it works: the tensors' names and shapes are those of state.py, the settings are translated by
-peft_config.py. Loading is strict and looks before it touches. A sample of the base's weights goes
-into the file's metadata, so that an adapter for another base of the same shape is refused
-(same_base.py), and so is a base that the adapter is merged into already (merged_twice.py). PiSSA's
-and LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a quantized
-base says there how it was quantized, and goes on no other.
+peft_config.py. Loading is strict and looks before it touches (folder.py). A sample of the base's
+weights goes into the file's metadata, so that an adapter for another base of the same shape is
+refused (same_base.py), and so is a base that the adapter is merged into already (merged_twice.py).
+PiSSA's and LoftQ's split of the base is repeated on loading; an adapter that LoftQ began over a
+quantized base says there how it was quantized, and goes on no other.
 What it leaves out: pickled adapters (.bin), PEFT's fields for methods that minilora does not have
 (named in the error).
 """
@@ -18,10 +18,8 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from ..errors import MiniloraError
 from ..system.files import atomic_folder, sort_metadata
 from .adapters import (
     adapted_layers,
@@ -31,30 +29,25 @@ from .adapters import (
     refuse_merged,
     use_adapter,
 )
+from .copies import brought_state, check_copies, put_copies
+from .folder import CONFIG, WEIGHTS, Stored, read_adapter
 from .merged_twice import MERGED_KEY, merged_sample, refuse_twice
-from .peft_config import from_peft, to_peft
+from .peft_config import to_peft
 from .same_base import (
     LOFTQ_KEY,
     SAMPLE_KEY,
+    SCALE_FIELDS,
+    SCALE_KEY,
     base_sample,
     check_same_scale,
     check_same_start,
     compare_base,
     loftq_form,
     over_quantized,
-    without_base,
+    say_changed_scale,
 )
-from .state import (
-    adapter_state,
-    check_finite,
-    check_state,
-    expected_state,
-    pissa_as_lora,
-    set_adapter_state,
-)
+from .state import adapter_state, check_finite, pissa_as_lora, set_adapter_state
 from .targets import match_targets, original_modules
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def save_adapter(
@@ -80,7 +73,12 @@ def save_adapter(
     settings = to_peft(model, name, config, base_model)
     if config.init.startswith("pissa") and (as_lora or config.init != "pissa"):
         settings, state = pissa_as_lora(model, name, settings, state)
-    metadata = {"format": "pt", SAMPLE_KEY: json.dumps(base_sample(model))}
+    state |= brought_state(model, name)
+    metadata = {
+        "format": "pt",
+        SAMPLE_KEY: json.dumps(base_sample(model)),
+        SCALE_KEY: json.dumps({field: settings[field] for field in SCALE_FIELDS}),
+    }
     merged = merged_sample(adapted_layers(model), name, config)
     if merged:
         metadata[MERGED_KEY] = merged
@@ -109,25 +107,33 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     """Put the adapter in folder `path` on the model under `name` and make it the active, trainable
     one. In place.
 
-    Reads what save_adapter or PEFT wrote. If the model has an adapter of that name already, its
-    weights are replaced. Raises MiniloraError, before anything is touched, for missing or broken
-    files and for tensors that are missing, left over, of the wrong shape, not finite, or made for
-    another base, and for a model that the adapter is merged into already.
+    Reads what save_adapter, PEFT or mlx-lm wrote. If the model has an adapter of that name already,
+    its weights are replaced. Weights of the base that the file brings take their places. Raises
+    MiniloraError, before anything is touched, for missing or broken files and for tensors that are
+    missing, left over, of the wrong shape, not finite, or made for another base, and for a model
+    that the adapter is merged into already.
     """
-    folder = find_folder(path, name)
-    config = from_peft(read_json(folder / CONFIG), str(folder / CONFIG))
-    state, metadata = read_tensors(folder / WEIGHTS)
-    source = str(folder / WEIGHTS)
-    state = without_base(model, state, source)
+    stored = read_adapter(model, path, name)
+    config, metadata, source = stored.config, stored.metadata, stored.source
+    check_copies(model, stored.copies, name, source)
     if name in adapters(model):
         check_same_scale(model, config, name, source)
         check_same_start(model, config, name, metadata, source)
         refuse_merged(model, "load an adapter")  # a merged weight would go on holding the old one
-        return use_adapter(set_adapter_state(model, state, name), name)
-    check_state(state, expected_state(model, config), source)
+        use_adapter(set_adapter_state(model, stored.state, name), name)
+    else:
+        place_stored(model, stored, name)
+    put_copies(model, stored.copies, source)
+    say_changed_scale(config, metadata, str(Path(source).with_name(CONFIG)))
+    return model
+
+
+def place_stored(model: nn.Module, stored: Stored, name: str) -> None:
+    """Add `stored` as a new adapter, if the base is the one that it was made for."""
+    config, metadata, source = stored.config, stored.metadata, stored.source
     modules = original_modules(model)
     targets = match_targets(model, config.targets, config.full_modules, strict=False)
-    compare_base(base_sample(model), metadata.get(SAMPLE_KEY), source)
+    compare_base(model, metadata.get(SAMPLE_KEY), source)
     refuse_twice(modules, metadata.get(MERGED_KEY), source)
     quantized = over_quantized(config, [modules[path] for path in targets], metadata, source)
     add_adapter(
@@ -138,53 +144,4 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     )
     if quantized:
         adapters(model)[name] = dataclasses.replace(config, init="loftq")
-    return set_adapter_state(model, state, name)
-
-
-def find_folder(path: str | os.PathLike, name: str) -> Path:
-    """`path` itself, or its subfolder `name` if only that holds an adapter."""
-    path = Path(path)
-    for folder in (path, path / name):
-        if (folder / CONFIG).is_file():
-            return folder
-    if not path.is_dir():
-        raise MiniloraError(
-            f"there is no adapter folder {path}; give the folder that holds {CONFIG} and {WEIGHTS}"
-        )
-    inside = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}"))
-    hint = f"; it has adapters in its subfolders {', '.join(inside)}" if inside else ""
-    raise MiniloraError(
-        f"{path} holds no {CONFIG}{hint}; give the folder that save_adapter or PEFT wrote"
-    )
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MiniloraError(
-            f"cannot read {path} ({error}); it must be the JSON that save_adapter or PEFT wrote"
-        ) from None
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The file's tensors and its metadata. Raises MiniloraError if it is missing, cut short or no
-    safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        pickled = (
-            " (adapter_model.bin is a pickle, which is not read)"
-            if path.with_suffix(".bin").is_file()
-            else ""
-        )
-        raise MiniloraError(f"there is no {path}{pickled}; save the adapter again as safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise MiniloraError(
-            f"cannot read {path} ({error}); the file is cut short or no safetensors file, "
-            "save it again"
-        ) from None
+    set_adapter_state(model, stored.state, name)

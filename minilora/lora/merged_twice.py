@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import MiniloraError
+from ..system.json_files import parse_json
 from .config import AdapterConfig
 from .layer import Adapted, LoRALinear, dense_weight
 from .starts import SPLITS
@@ -26,6 +27,18 @@ from .starts import SPLITS
 MERGED_KEY = "minilora_merged"
 
 PLACES = 16
+
+SAMPLE = {
+    "type": "array",
+    "prefixItems": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {"type": "array", "items": {"type": "number"}},
+        {"type": "array", "items": {"type": "number"}},
+    ],
+    "minItems": 4,
+    "maxItems": 4,
+}
 
 NEAR = 0.25  # of the change; a merge that was rounded to 16 bits is nearer, by the choice of places
 
@@ -65,7 +78,9 @@ def refuse_twice(modules: dict[str, nn.Module], stored: str | None, source: str)
     """
     if not stored:
         return
-    path, places, old, new = json.loads(stored)
+    path, places, old, new = parse_json(
+        stored, f"{source}: its metadata", SAMPLE, "save the adapter again"
+    )
     weight = getattr(modules.get(path), "weight", None)
     if (
         weight is None

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import math
+import warnings
+from reprlib import repr as short
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import MiniloraError
+from ..errors import MiniloraError, MiniloraWarning
+from ..system.json_files import parse_json
 from .adapters import adapters, low_rank_layers
-from .config import PREFIX, AdapterConfig
+from .config import AdapterConfig
+from .copies import brought
 from .starts import LOFTQ_BASE, SPLITS, packed_form
 from .targets import is_linear, original_modules
 
 SAMPLE_KEY = "minilora_base"
-
 LOFTQ_KEY = "minilora_loftq_base"
+SCALE_KEY = "minilora_scale"
+
+SCALE_FIELDS = ("lora_alpha", "use_rslora", "alpha_pattern")
+
+# what stands in the file's metadata under the three
+NUMBERS = {"type": "array", "items": {"type": "number"}, "maxItems": 64}
+SAMPLE = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "array",
+        "prefixItems": [{"type": "array", "items": {"type": "integer"}}, NUMBERS],
+        "minItems": 2,
+        "maxItems": 2,
+    },
+}
+FORM = {"type": "object", "required": ["code"], "properties": {"code": {"type": "string"}}}
+SCALES = {"type": "object", "required": list(SCALE_FIELDS)}
+
+
+def stored_json(text: str | None, schema: dict, source: str) -> Any:
+    """What save_adapter wrote into the file's metadata; None where there is nothing."""
+    if text is None:
+        return None
+    return parse_json(text, f"{source}: its metadata", schema, "save the adapter again")
 
 
 def loftq_form(model: nn.Module, name: str, config: AdapterConfig) -> dict | None:
@@ -33,10 +60,8 @@ def over_quantized(
     """Whether the targets hold LoftQ's Q already. Raises MiniloraError if they hold something else
     than what the adapter repairs.
     """
-    stored = metadata.get(LOFTQ_KEY)
-    wanted: dict | None = (
-        json.loads(stored) if stored else LOFTQ_BASE if config.init == "loftq" else None
-    )
+    stored = stored_json(metadata.get(LOFTQ_KEY), FORM, source)
+    wanted: dict | None = stored or (LOFTQ_BASE if config.init == "loftq" else None)
     forms = [packed_form(module) for module in targets]
     if wanted is None or (
         not stored and not any(forms)
@@ -57,7 +82,7 @@ def over_quantized(
 
 
 def describe(form: dict) -> str:
-    block = f" blocks of {form['block']}, double={form['double']}" if "block" in form else ""
+    block = f" blocks of {form['block']}, double={form.get('double')}" if "block" in form else ""
     return form["code"] + block
 
 
@@ -67,14 +92,13 @@ def check_same_start(
     """Raise MiniloraError if the file's numbers belong to another split of the base than the one
     adapter `name` has made.
     """
-    there, stored = adapters(model)[name], metadata.get(LOFTQ_KEY)
+    there = adapters(model)[name]
+    stored = stored_json(metadata.get(LOFTQ_KEY), FORM, source)
     split = [
         init if init.startswith(SPLITS) else "plain"
         for init in (there.init, "loftq" if stored else config.init)
     ]
-    if split[0] != split[1] or (json.loads(stored) if stored else None) != loftq_form(
-        model, name, there
-    ):
+    if split[0] != split[1] or stored != loftq_form(model, name, there):
         raise MiniloraError(
             f"{source} began as {split[1]}, adapter {name!r} as {split[0]} over its own base; "
             "load it under another name on a fresh base"
@@ -95,57 +119,68 @@ def check_same_scale(model: nn.Module, config: AdapterConfig, name: str, source:
             )
 
 
-def without_base(model: nn.Module, state: dict, source: str) -> dict:
-    """`state` without the copies of base weights that PEFT adds for adapted embeddings and heads,
-    after comparing those.
+def say_changed_scale(config: AdapterConfig, metadata: dict, source: str) -> None:
+    """Warn if adapter_config.json was edited since it was saved and the adapter speaks louder or
+    softer for it. The edited value is what counts, as in PEFT.
     """
-    modules, rest = original_modules(model), {}
-    for key, tensor in state.items():
-        path, _, last = key.removeprefix(PREFIX).rpartition(".base_layer.")
-        base = getattr(modules.get(path), last, None) if path else None
-        if base is None:
-            rest[key] = tensor
-        elif base.shape != tensor.shape or not torch.allclose(
-            base.detach().float().cpu(), tensor.float(), rtol=0.01, atol=1e-6
-        ):
-            raise MiniloraError(
-                f"{source}: {key} differs from the model's own {path}; load the adapter on "
-                "the base it was made for"
-            )
-    return rest
+    saved = stored_json(metadata.get(SCALE_KEY), SCALES, source)
+    now = {
+        "lora_alpha": config.alpha,
+        "use_rslora": config.rslora,
+        "alpha_pattern": dict(config.alpha_pattern),
+    }
+    changed = (
+        [f"{field} {short(saved[field])}" for field in now if now[field] != saved[field]]
+        if saved
+        else []
+    )
+    if changed:
+        warnings.warn(
+            f"{source} was edited: it was trained and saved with {', '.join(changed)}; what stands "
+            "there now is what counts, as in PEFT",
+            MiniloraWarning,
+            stacklevel=3,
+        )
 
 
 def base_sample(model: nn.Module) -> dict[str, list]:
     """A few numbers of the base that neither adapters nor quantization change: name -> [shape,
     values], from embeddings and norms.
     """
-    plain = {
+    plain = plain_weights(model)
+    chosen = sorted(plain, key=lambda key: -plain[key].numel())[:4]
+    return {key: sample_of(plain[key]) for key in sorted(chosen)}
+
+
+def plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> weight of embeddings and norms, but for those that came with an adapter."""
+    modules = original_modules(model)
+    came = {id(modules[path].get_parameter(name)) for path, name in brought(model)}
+    return {
         f"{path}.{key}": value
-        for path, module in original_modules(model).items()
+        for path, module in modules.items()
         if not is_linear(module)
         for key, value in module.named_parameters(recurse=False)
-        if value.is_floating_point() and value.device.type != "meta"
+        if value.is_floating_point() and value.device.type != "meta" and id(value) not in came
     }
-    chosen = sorted(plain, key=lambda key: -plain[key].numel())[:4]
-    sample = {}
-    for key in sorted(chosen):
-        flat = plain[key].detach().flatten()
-        places = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long()
-        sample[key] = [
-            list(plain[key].shape),
-            [round(v, 8) for v in flat[places.to(flat.device)].tolist()],
-        ]
-    return sample
 
 
-def compare_base(ours: dict, stored: str | None, source: str) -> None:
+def sample_of(weight: torch.Tensor) -> list:
+    """[shape, sixteen of its numbers]."""
+    flat = weight.detach().flatten()
+    places = torch.linspace(0, flat.numel() - 1, 16, dtype=torch.float64).long()
+    return [list(weight.shape), [round(v, 8) for v in flat[places.to(flat.device)].tolist()]]
+
+
+def compare_base(model: nn.Module, stored: str | None, source: str) -> None:
     """Raise MiniloraError if the sample stored with an adapter is of another base. Files without a
     sample (PEFT's) pass.
     """
-    for key, (shape, values) in json.loads(stored or "{}").items():
-        same = key in ours and ours[key][0] == shape
-        if not same or not all(
-            math.isclose(a, b, rel_tol=0.01, abs_tol=1e-6) for a, b in zip(ours[key][1], values)
+    plain = plain_weights(model)
+    for key, (shape, values) in (stored_json(stored, SAMPLE, source) or {}).items():
+        ours = sample_of(plain[key]) if key in plain else [None, []]
+        if ours[0] != shape or not all(
+            math.isclose(a, b, rel_tol=0.01, abs_tol=1e-6) for a, b in zip(ours[1], values)
         ):
             raise MiniloraError(
                 f"{source} was trained on another base: {key} differs from the model's; load "

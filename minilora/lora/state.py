@@ -103,7 +103,8 @@ def check_state(
 
 
 def check_finite(key: str, tensor: torch.Tensor, source: str) -> None:
-    if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+    # in 32 bits: what an adapter is kept in, and 8-bit floats cannot be asked
+    if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
         raise MiniloraError(
             f"{source}: {key} holds NaN, infinity or no floating-point numbers; train or "
             "fetch the adapter again"

@@ -10,7 +10,7 @@ from small_lora import scramble, tiny, train
 
 from minilora import lora
 from minilora.errors import MiniloraError
-from minilora.lora.files import read_tensors
+from minilora.lora.folder import read_tensors
 from minilora.lora.merged_twice import MERGED_KEY
 from minilora.qlora import quantize_model
 from minilora.qlora.int8 import quantize_model_int8
