@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ def parse_json(
         raise MiniloraError(
             f"{name} holds bytes that are no UTF-8 text ({error.reason}); {remedy}"
         ) from error
+    except NoNumber as error:
+        field = re.search(rf'"([^"\\]{{1,60}})"\s*:\s*{re.escape(error.text)}', text)
+        told = f"{field[1]} is {_short(error)}" if field else _short(error)
+        raise MiniloraError(f"{name} cannot be read as JSON ({told}); {remedy}") from error
     except ValueError as error:
         raise MiniloraError(f"{name} cannot be read as JSON ({_short(error)}); {remedy}") from error
     if schema is not None:
@@ -152,14 +157,22 @@ def _short(error: object, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+class NoNumber(ValueError):
+    """`text` stands where a number should, and is none that JSON has."""
+
+    def __init__(self, text: str, why: str) -> None:
+        super().__init__(f"{_short(text, 40)}{why}")
+        self.text = text
+
+
 def _no_constant(name: str):
-    raise ValueError(f"{name} is no JSON number")
+    raise NoNumber(name, ", which is no JSON number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{_short(text, 40)} is beyond what a number can hold")
+        raise NoNumber(text, ", which is beyond what a number can hold")
     return value
 
 

@@ -36,9 +36,9 @@ WRONG = {
     b"[" * 200_000: "nested too deep",
     b'{"a":' * 100_000 + b"1" + b"}" * 100_000: "nested too deep",
     b"1" * 5_000: "cannot be read as JSON",
-    b'{"size": NaN}': "NaN is no JSON number",
-    b'{"size": -Infinity}': "-Infinity is no JSON number",
-    b'{"size": 1e999}': "1e999 is beyond what a number can hold",
+    b'{"size": NaN}': "size is NaN, which is no JSON number",
+    b'{"size": -Infinity}': "size is -Infinity, which is no JSON number",
+    b'{"size": 1e999}': "size is 1e999, which is beyond what a number can hold",
     b'{"size": 1, "kind": "\\ud800"}': "no UTF-8 text",
     b"\xff\xfe{}": "no UTF-8 text",
 }
