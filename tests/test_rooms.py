@@ -21,6 +21,7 @@ FLOORS = (
     {"system"},
     {"numerics", "lowrank", "autograd", "quantize"},
     {"text", "llama", "lora"},
+    {"models"},
     {"qlora"},
     {"train"},
     {"budget", "parallel"},

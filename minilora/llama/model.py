@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import generation_config
+from ..system.gguf_reader import is_gguf
+from . import generation_config, gguf
 from .cache import Cache
 from .checkpoint import load, save
 from .config import Config
@@ -78,9 +79,12 @@ class Llama(nn.Module):
     def from_pretrained(
         cls, path: str | PathLike, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> Llama:
-        """Read a Hugging Face folder; raises MiniloraError naming file, key and remedy (see
-        `checkpoint.load`). The ends that generation_config.json names join those of `config`.
+        """Read a Hugging Face folder, or a GGUF (see `gguf.load`); raises MiniloraError naming
+        file, key and remedy (see `checkpoint.load`). The ends that generation_config.json names
+        join those of `config`.
         """
+        if is_gguf(path):
+            return gguf.load(cls, path, dtype, device)
         model = load(cls, path, dtype, device)
         model.generation = generation_config.read(path, model.config)
         return model

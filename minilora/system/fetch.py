@@ -84,7 +84,7 @@ def fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=silent))
     except Exception as error:  # the library raises its own, requests', httpx' and OS errors
         raise MiniloraError(
-            f"cannot fetch {name!r} from the Hub ({_reason(error)}); {_remedy(error)}"
+            f"cannot fetch {name!r} from the Hub ({reason(error)}); {_remedy(error)}"
         ) from error
 
 
@@ -103,7 +103,7 @@ def fetch_file(name: str, file: str) -> Path:
         return Path(hf_hub_download(name, file, repo_type="dataset"))
     except Exception as error:  # as in `fetch`
         raise MiniloraError(
-            f"cannot fetch {file!r} of the data set {name!r} from the Hub ({_reason(error)}); "
+            f"cannot fetch {file!r} of the data set {name!r} from the Hub ({reason(error)}); "
             f"{_remedy(error)}"
         ) from error
 
@@ -168,7 +168,7 @@ STATUS = {
 NO_SPACE = (28, 122, 27)  # ENOSPC, EDQUOT (a quota), EFBIG (a limit on files)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     if _disk_full(error):
         return "no space left on the disk"
     for each in _chain(error):
