@@ -5,8 +5,13 @@ cores.
 import pytest
 from hypothesis import HealthCheck, settings
 
+from minilora.cli import main
+
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+# the last door of the command line would show a fault of ours as a line like any other
+main.debugging = True
 
 
 TEMPLATE = (

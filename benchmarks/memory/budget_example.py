@@ -38,6 +38,7 @@ COMMAND = [
 
 
 def main() -> None:
+    (machine.ROOT / PICTURE).unlink(missing_ok=True)  # which the command would not replace
     shown = [run([*COMMAND, "--picture", PICTURE], machine.ROOT / "runs" / "extract")]
     RESULTS.write_text(
         json.dumps(

@@ -16,11 +16,14 @@ another.
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 
 from ..errors import MiniloraError
 from ..recipes.memory_warning import targets_of
-from ..recipes.settings import MAX_SEQ, Settings
+from ..recipes.settings import MAX_SEQ, Settings, flag
+from ..system import outputs
 from ..train.config import declared
 from . import budget_answer as words
 from . import options
@@ -33,6 +36,14 @@ EXAMPLE = """examples:
   minilora budget                             the run of `minilora finetune --data DATA`, on a card
   minilora budget --model llama-7b --rank 64 --batch 8 --checkpointing --gpu T4
   minilora budget --model llama-7b --method inference --gpu "RTX 4090" --explain"""
+
+
+class Typed(argparse.Action):
+    """Keeps the value, and that it was typed: in the namespace's set `typed`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.typed = {*getattr(namespace, "typed", ()), self.dest}
 
 
 def add_arguments(parser) -> None:
@@ -51,7 +62,8 @@ def _as_finetune(group) -> None:
     """The settings that finetune has, with its defaults."""
 
     def add(name: str, **more) -> None:
-        options.add_setting(group, name, default=declared(Settings)[name].default, **more)
+        default = declared(Settings)[name].default
+        options.add_setting(group, name, unbounded=True, default=default, **more)
 
     add(
         "model",
@@ -64,9 +76,14 @@ def _as_finetune(group) -> None:
         "products in 16 bits, or all in 16; inference: no training",
         choices=None,
     )
-    for name in ("code", "rank", "batch"):
-        add(name)
-    add("targets", meaning="all, or names such as q_proj,v_proj; what else finetune takes is all")
+    add("code", action=Typed)
+    add("rank", action=Typed)
+    add("batch")
+    add(
+        "targets",
+        meaning="all, or names such as q_proj,v_proj; what else finetune takes is all",
+        action=Typed,
+    )
     add("seq", meaning="tokens in a row")
     add("checkpointing")
     add(
@@ -149,6 +166,11 @@ def _output(group) -> None:
         metavar="FILE",
         help="draw the parts beside the cards' memory: a .svg or a .png (default: no)",
     )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the file --picture where it is there already (default: no)",
+    )
 
 
 def length_of(args) -> Length:
@@ -189,15 +211,41 @@ def length_of(args) -> Length:
             "--epochs counts how often all examples are seen; say how many with --examples"
         )
     for name in asked:
-        if name != "steps" and not args.gpu:
+        if not args.gpu:
             raise MiniloraError(
                 f"--{name} is for time and cost, which depend on the card; add --gpu NAME"
             )
-        if args.method == "inference" and name not in ("steps", "utilisation"):
+        if args.method == "inference" and name != "utilisation":
             raise MiniloraError(
                 f"--{name} is for training; --method inference is told in tokens a second"
             )
     return Length(**asked)
+
+
+def refuse_idle(args) -> None:
+    """Raise MiniloraError for an option that says nothing for the method, or beside another."""
+    from ..budget.setup import METHODS
+
+    adapts = ("lora", "qlora", "int8")
+    typed = {
+        name: f"for --method {args.method}"
+        for name in getattr(args, "typed", ())
+        if args.method in METHODS and args.method not in (("qlora",) if name == "code" else adapts)
+    }
+    if args.method == "inference":
+        told = {"checkpointing": args.checkpointing, "fused": args.fused}
+        told["optimizer"] = args.optimizer != "adamw"
+        typed |= {name: "for --method inference" for name, value in told.items() if value}
+    elif args.fused and args.optimizer != "adamw":
+        typed["fused"] = f"for --optimizer {args.optimizer}, which is no AdamW of torch's"
+    elif args.fused and args.device == "cpu":
+        typed["fused"] = "for --device cpu, where nothing is taken at once"
+    if args.overwrite and args.picture is None:
+        typed["overwrite"] = "without --picture FILE"
+    if args.explain and args.json:
+        typed["explain"] = "for --json, which tells everything"
+    for name in sorted(typed):
+        raise MiniloraError(f"{flag(name)} says nothing {typed[name]}; leave it out")
 
 
 def whose(shape, asked: str | None) -> str:
@@ -251,12 +299,11 @@ def run(args) -> int:
     from ..budget import table
 
     length = length_of(args)
+    refuse_idle(args)
+    picture = _picture(args)
     told, card, asked = question(args)
-    if args.picture is not None:
-        from ..budget import picture
-        from ..course.explore.palette import HUES
-
-        picture.write(told, args.picture, HUES, [card] if card else [])
+    if picture is not None:
+        _draw(args, told, picture, card)
     if args.json:
         found = words.as_json(told, card, length, asked)
         print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -269,6 +316,25 @@ def run(args) -> int:
         print(f"note: counted in {asked.library}' Llama: ours cannot run {told.setup.shape.name}")
     for line in words.lines(told, card, length, asked):
         print(line)
-    if args.picture:
-        print(f"{args.picture} written")
+    if picture is not None:
+        print(f"{picture} written")
     return 0
+
+
+def _picture(args) -> Path | None:
+    """The file that --picture names, or None. Raises MiniloraError where none may be written."""
+    if args.picture is None:
+        return None
+    model = Path(args.model)
+    read = [("--model", file) for file in ([*model.iterdir()] if model.is_dir() else [model])]
+    what = "file, such as budget.svg"
+    return outputs.require_file(args.picture, "--picture", read, args.overwrite, what)
+
+
+def _draw(args, told, path: Path, card) -> None:
+    from ..budget import picture
+    from ..course.explore.palette import HUES
+
+    with outputs.alone(path, "--picture"):
+        _picture(args)  # another may have drawn there meanwhile
+        picture.write(told, path, HUES, [card] if card else [])

@@ -6,11 +6,15 @@ the score goes to standard output. What it leaves out: other scores.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from pathlib import Path
 
 from ..errors import MiniloraError
 from ..recipes import load
+from ..system import outputs
+from ..system.ranges import ROWS, whole
 from . import options
 
 EXAMPLE = """example:
@@ -29,14 +33,18 @@ def add_arguments(parser) -> None:
     )
     add(
         "--split",
-        default="test",
         choices=["train", "valid", "test"],
         help="which file of the folder (default: test)",
     )
-    add("--limit", type=int, metavar="N", help="score the first N examples only (default: all)")
+    add(
+        "--limit",
+        type=options.within("--limit", whole(1, 10**9)),
+        metavar="N",
+        help="score the first N examples only (default: all)",
+    )
     add(
         "--batch",
-        type=int,
+        type=options.within("--batch", ROWS),
         default=32,
         metavar="N",
         help="questions answered at once (default: 32)",
@@ -46,6 +54,11 @@ def add_arguments(parser) -> None:
         metavar="FILE.jsonl",
         help="write prompt, expected answer, answer and hit, one line each (default: no)",
     )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the file --out where it is there already (default: no)",
+    )
 
 
 def note(line: str) -> None:
@@ -53,31 +66,53 @@ def note(line: str) -> None:
     print(f"minilora: {line}", file=sys.stderr)
 
 
+def place(args, data: Path) -> Path | None:
+    """The file that --out names, or None. Raises MiniloraError where nothing may be written."""
+    if args.out is None:
+        if args.overwrite:
+            raise MiniloraError("--overwrite says nothing without --out FILE.jsonl; leave it out")
+        return None
+    read = [("--data", data)]
+    for option, folder in (("--model", load.place(args.model)), ("--adapter", args.adapter)):
+        if folder is not None and Path(folder).is_dir():
+            there = sorted(Path(folder).iterdir())
+            # answers of before may lie beside an adapter, and be replaced
+            made = [file for file in there if file.suffix != ".jsonl" or file.stem == "metrics"]
+            read += [(option, file) for file in made]
+    return outputs.require_file(args.out, "--out", read, args.overwrite)
+
+
 def run(args) -> int:
-    for name in ("limit", "batch"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise MiniloraError(f"--{name} is {value}; give 1 or more")
     from ..text.examples import read_split
     from ..text.prompts import messages_of
 
-    examples = read_split(load.find_data(args.data, note), args.split)[: args.limit]
-    for example in examples:
-        messages_of(example)  # a bare text cannot be scored: say so before a model is loaded
+    data = load.find_data(args.data, note)
+    if data.is_file() and args.split is not None:
+        raise MiniloraError(
+            f"--split {args.split} says nothing for the one file {data}; leave it out, or give a "
+            "folder"
+        )
+    out = place(args, data)
+    with outputs.alone(out) if out is not None else contextlib.nullcontext():
+        if out is not None:
+            place(args, data)  # another may have written it meanwhile
+        examples = read_split(data, args.split or "test")[: args.limit]
+        for example in examples:
+            messages_of(example)  # a bare text cannot be scored: say so before a model is loaded
 
-    from ..train.scoring import exact_match
+        from ..train.scoring import exact_match
 
-    model, tokenizer = load.load(args.model, args.adapter, args.code, args.device)
-    hits, number, answers = exact_match(
-        model, tokenizer, examples, args.batch, progress=sys.stderr.isatty()
-    )
-    if args.out:
-        write(args.out, examples, answers)
+        model, tokenizer = load.load(args.model, args.adapter, args.code, args.device)
+        hits, number, answers = exact_match(
+            model, tokenizer, examples, args.batch, progress=sys.stderr.isatty()
+        )
+        if out is not None:
+            write(out, examples, answers)
     print(f"exact match {hits / number:.2f} ({hits} of {number})")
     return 0
 
 
-def write(path: str, examples: list[dict], answers: list[str]) -> None:
+def write(path: Path, examples: list[dict], answers: list[str]) -> None:
     """One line of JSON for each example."""
     from ..system.files import atomic_write
     from ..text.prompts import messages_of

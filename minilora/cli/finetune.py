@@ -56,6 +56,10 @@ def require(args, typed: dict) -> None:
 def run(args) -> int:
     typed = {name: value for name, value in vars(args).items() if name in declared(Settings)}
     require(args, typed)
+    if args.resume and args.overwrite:
+        raise MiniloraError(
+            "--resume goes on with a run and --overwrite begins it anew; leave one of them out"
+        )
     try:
         if args.resume:
             result = finetune.resume(args.out, typed)

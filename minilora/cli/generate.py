@@ -11,6 +11,8 @@ import sys
 
 from ..errors import MiniloraError
 from ..recipes import load
+from ..recipes.settings import flag
+from ..system.ranges import SEED, TOKENS, number
 from . import options
 
 EXAMPLE = """examples:
@@ -37,29 +39,44 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="continue the prompt as plain text, outside the chat format (default: no)",
     )
+    add_drawing(parser, max_new=128)
+
+
+def add_drawing(parser, max_new: int) -> None:
+    """The options of how an answer is drawn, with that default of its length."""
     add = parser.add_argument_group("how the answer is drawn").add_argument
     add(
         "--max-new",
-        type=int,
-        default=128,
+        type=options.within("--max-new", TOKENS),
+        default=max_new,
         metavar="N",
-        help="at most so many new tokens (default: 128)",
+        help=f"at most so many new tokens (default: {max_new})",
     )
     add(
         "--temperature",
-        type=float,
+        type=options.within("--temperature", number(0.001, 1000, zero=True)),
         default=0.0,
         metavar="X",
         help="0 takes the likeliest token, 1 samples (default: 0)",
     )
-    add("--top-k", type=int, metavar="N", help="sample among the N likeliest (default: among all)")
+    add(
+        "--top-k",
+        type=options.within("--top-k", TOKENS),
+        metavar="N",
+        help="sample among the N likeliest (default: among all)",
+    )
     add(
         "--top-p",
-        type=float,
+        type=options.within("--top-p", number(0, 1, above=True)),
         metavar="X",
         help="sample among the likeliest that together have this probability (default: among all)",
     )
-    add("--seed", type=int, metavar="N", help="of the sampling (default: another each time)")
+    add(
+        "--seed",
+        type=options.within("--seed", SEED),
+        metavar="N",
+        help="of the sampling (default: another each time)",
+    )
 
 
 def show(piece: str) -> None:
@@ -90,9 +107,27 @@ def prompt_of(args) -> str:
     return prompt
 
 
+def refuse_undrawn(args) -> None:
+    """Raise MiniloraError for options of sampling where nothing is sampled."""
+    for name in SAMPLING[1:] if args.temperature == 0 else ():
+        if getattr(args, name) is not None:
+            raise MiniloraError(
+                f"{flag(name)} says nothing at temperature 0, which takes the likeliest token; "
+                "leave it out, or add --temperature 1"
+            )
+
+
+def refuse_idle(args) -> None:
+    """Raise MiniloraError for options that say nothing beside the others."""
+    refuse_undrawn(args)
+    if args.chat and args.raw:
+        raise MiniloraError(
+            "--raw says nothing for --chat, which asks in the chat format; leave one of them out"
+        )
+
+
 def run(args) -> int:
-    if args.max_new < 1:
-        raise MiniloraError(f"--max-new is {args.max_new}; give 1 or more")
+    refuse_idle(args)
     prompt = None if args.chat else prompt_of(args)
     from ..text.chat import Conversation, reply
     from ..text.prompts import encode_prompt

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
+from ..errors import MiniloraError
 from ..qlora.base import INT8
 from ..recipes.settings import GROUPS, Settings, flag
+from ..system.ranges import Range
 from ..train.config import declared
 
 DEVICE = declared(Settings)["device"]
+
+ANY = Range(-(10**30), 10**30)
 
 # by the annotation of a field: what parses it, and how its value is called
 PARSED: dict[str, tuple[Any, str | None]] = {
@@ -19,10 +24,22 @@ PARSED: dict[str, tuple[Any, str | None]] = {
 }
 
 
-def add_setting(where: Any, name: str, **more: Any) -> None:
+def within(name: str, numbers: Range) -> Callable[[str], Any]:
+    """What parses the option `name`: a number in the range, or a line that says which can be."""
+
+    def parse(text: str) -> int | float:
+        try:
+            return numbers.parse(text, name)
+        except MiniloraError as error:  # a ValueError, whose words argparse would not tell
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def add_setting(where: Any, name: str, unbounded: bool = False, **more: Any) -> None:
     """The option of a setting of `finetune`, with its meaning, its choices and its default in the
     help. more: what this command says otherwise. Without `default` an option that was not typed is
-    not in the result.
+    not in the result. unbounded: the command has limits of its own.
     """
     each = declared(Settings)[name]
     told = each.metadata
@@ -35,6 +52,8 @@ def add_setting(where: Any, name: str, **more: Any) -> None:
     if told["choices"]:
         more.setdefault("choices", told["choices"])
     parse, called = PARSED[each.type.removesuffix(" | None")]
+    if "within" in told:
+        parse = within(flag(name), ANY if unbounded else told["within"])
     more.setdefault("metavar", told["metavar"] or called)
     where.add_argument(flag(name), type=parse, **more)
 

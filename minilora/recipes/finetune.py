@@ -13,10 +13,10 @@ What it leaves out: packing (examples stay whole), several datasets at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MemoryFull, MiniloraError
 from ..qlora import base
+from ..system.outputs import require_folder
 from . import finetune_peft, load, memory_warning
 from .settings import MAX_SEQ, Settings, resumed, settle
 
@@ -86,14 +87,20 @@ def run(
     say: gets what is worth telling while it runs. watched: whether somebody sees a progress bar
     (None: where standard error is a terminal).
     """
-    require_writable(Path(out))
-    folder = _folder(out, say)
-    if not overwrite and folder.saved_about() is not None:
-        raise MiniloraError(
-            f"{folder.path} holds a run already; add --resume to go on, --overwrite to begin "
-            "anew, or choose another --out"
-        )
-    return _train(settings, folder, False, say, watched)
+    folder = _folder(require_folder(out, read=_read_by(settings)), say)
+    with folder.alone():
+        if not overwrite and folder.saved_about() is not None:
+            raise MiniloraError(
+                f"{folder.path} holds a run already; add --resume to go on, --overwrite to begin "
+                "anew, or choose another --out"
+            )
+        folder.require_own(_results(settings), anew=overwrite)
+        if not overwrite and folder.found():
+            raise MiniloraError(
+                f"{folder.path} holds the states of a run without its run.json; put that back, add "
+                "--overwrite to begin anew, or choose another --out"
+            )
+        return _train(settings, folder, False, say, watched)
 
 
 def resume(
@@ -106,33 +113,38 @@ def resume(
     """Go on with the run in `out` from its last good state; where there is none, begin it with what
     is `given`. Raises MiniloraError for a setting that would make it another run.
     """
-    require_writable(Path(out))
-    folder = _folder(out, say)
-    saved = (folder.saved_about() or {}).get("settings")
-    settings = settle(given or {}) if saved is None else resumed(saved, given or {})
-    return _train(settings, folder, True, say, watched)
+    folder = _folder(require_folder(out), say)
+    with folder.alone():
+        about = folder.saved_about()
+        settings = (
+            settle(given or {})
+            if about is None
+            else resumed(about["settings"], given or {}, folder.path / "run.json")
+        )
+        require_folder(folder.path, read=_read_by(settings))
+        folder.require_own(_results(settings))
+        return _train(settings, folder, True, say, watched)
 
 
-def _folder(out: str | os.PathLike, say: Say) -> RunFolder:
+def _folder(out: Path, say: Say) -> RunFolder:
     from ..train.run_folder import RunFolder  # torch loads here
 
     return RunFolder(out, say=say)
 
 
-def require_writable(out: Path) -> None:
-    """Raise MiniloraError now, and not after an hour, if nothing can be written at `out`."""
-    there = out
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    try:
-        if not there.is_dir():
-            raise NotADirectoryError(20, "Not a directory")
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise MiniloraError(
-            f"cannot write {out}: {there}: {error.strerror}; choose another --out"
-        ) from error
+def _read_by(settings: Settings) -> list[tuple[str, Path]]:
+    """What a run reads: nothing is written there."""
+    read = [("--model", load.place(settings.model))]
+    if settings.data is not None:
+        read.append(("--data", load.find_data(settings.data, say=lambda line: None)))
+    return read
+
+
+def _results(settings: Settings) -> tuple[str, ...]:
+    """Patterns of the names of what a run leaves beside its run.json, states and metrics."""
+    from ..train.made import ADAPTER, MODEL, PICTURE
+
+    return (PICTURE, *(ADAPTER if settings.adapts else MODEL))
 
 
 def _train(
@@ -140,9 +152,12 @@ def _train(
 ) -> Result:
     from ..system.memory import named
     from ..system.precision import pick_device
+    from ..text import ends
     from ..text.tokenizer import Tokenizer
     from ..train.loop import fit
     from ..train.run_folder import fingerprint
+    from ..train.run_json import identity
+    from . import row_lines
 
     began = time.perf_counter()
     watched = sys.stderr.isatty() if watched is None else watched
@@ -150,17 +165,19 @@ def _train(
         finetune_peft.refuse(settings)
     config, source = settings.train_config(), base.resolve(settings.model)
     device = pick_device(settings.device)
-    rows, valid = read_rows(
-        settings, Tokenizer.from_pretrained(source), load.positions(source), say
-    )
-    memory_warning.warn(settings, source, device, rows)
+    tokenizer = Tokenizer.from_pretrained(source)
+    rows, valid = read_rows(settings, tokenizer, load.positions(source), say)
+    memory_warning.warn(counted(settings, source), source, device, rows)
     with named(
         f"while {settings.model} was loaded for --method {settings.method}",
         memory_warning.WHEN_LOADING,
     ):
         model, quantization = build(settings, source, device)
+    ends.require_ids(model, tokenizer)
+    ends.join(model, tokenizer)
     trainable, total = count(model, settings)
     marks = {"data": fingerprint(rows), "model": fingerprint_folder(source)}
+    folder.identity = identity(Settings, settings.to_json(), marks)
     if resuming:
         _require_same(folder.saved_about() or {}, marks, settings)
     folder.about = {
@@ -179,15 +196,12 @@ def _train(
     reporter = Reporter(config.steps, say, watched)
     told = dict(out=folder, resume=resuming, progress=watched, on_step=reporter)
     try:
-        history = fit(model, rows, config, valid=valid, **told)
+        with row_lines.named(load.find_data(settings.data, lambda line: None)):
+            history = fit(model, rows, config, valid=valid, **told)
     except MemoryFull as error:
-        remedy = memory_warning.after_full(settings, source, device, rows, folder)
+        remedy = memory_warning.after_full(counted(settings, source), source, device, rows, folder)
         raise MiniloraError(f"{error.told}; {remedy}") from None
-    with named(
-        "while the result was written",
-        f"go on by minilora finetune --out {folder.path} --resume",
-    ):
-        weights = folder.path / export(model, settings, source, folder.path)
+    weights = _write(model, settings, source, folder)
     folder.draw(history.records)
     seconds = time.perf_counter() - began
     folder.about["result"] = {
@@ -197,6 +211,15 @@ def _train(
     }
     folder.write_about()
     return Result(folder.path, weights, history, trainable, total, seconds)
+
+
+def _write(model, settings: Settings, source: Path, folder: RunFolder) -> Path:
+    """Write what was trained into the run's folder; returns the weights' file."""
+    from ..system.memory import named
+
+    again = f"go on by minilora finetune --out {folder.path} --resume"
+    with named("while the result was written", again), folder.results() as made:
+        return folder.path / export(model, settings, source, made)
 
 
 class Reporter:
@@ -309,11 +332,19 @@ def build(settings: Settings, folder: Path, device: str):
     from .. import lora
 
     quantization = base.recipe(settings.base_code) if settings.base_code else None
+    packed = base.packed(folder)
+    if packed and settings.adapts and settings.init.startswith(("loftq", "pissa")):
+        raise MiniloraError(
+            f"--init {settings.init} starts from the unquantized weights, and {folder} is in 4 "
+            "bits already; choose kaiming or gaussian, or take the unquantized model"
+        )
     # LoftQ repairs W − Q, so W is needed once more
     keep = settings.init.startswith("loftq") and quantization is not None
     model = base.load_base(
         folder, device, None if keep else quantization, trained=not settings.adapts
     )
+    if packed:  # by --method lora too; a base in floating point, later, is quantized like it
+        quantization = base.form_of(model)
     weights = lora.linear_weights(model) if keep else None
     if keep:
         base.quantize_base(model, **quantization)
@@ -323,6 +354,13 @@ def build(settings: Settings, folder: Path, device: str):
     else:
         model.requires_grad_(True)
     return model, quantization
+
+
+def counted(settings: Settings, folder: Path) -> Settings:
+    """The settings as the budget counts them: over a 4-bit folder --method lora is qlora."""
+    if settings.method == "lora" and base.packed(folder):
+        return dataclasses.replace(settings, method="qlora")
+    return settings
 
 
 def count(model, settings: Settings) -> tuple[int, int]:
@@ -335,7 +373,7 @@ def count(model, settings: Settings) -> tuple[int, int]:
 
 
 def export(model, settings: Settings, folder: Path, out: Path) -> str:
-    """Write what was trained into the run's folder; returns the name of the weights' file."""
+    """Write what was trained into `out`; returns the name of the weights' file."""
     if settings.backend == "peft":
         return finetune_peft.export(model, settings, folder, out)
     if not settings.adapts:

@@ -93,7 +93,7 @@ def build(settings: Settings, folder: Path, device: str):
 
 
 def export(model, settings: Settings, folder: Path, out: Path) -> str:
-    """Write what was trained into the run's folder; returns the name of the weights' file."""
+    """Write what was trained into `out`; returns the name of the weights' file."""
     from .. import hub
     from .merge import copy_tokenizer
 

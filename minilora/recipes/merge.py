@@ -6,23 +6,31 @@ against — and not into the original ones: the merged model then answers as the
 Layers without an adapter are decoded, too. The KL divergence from the trained model is reported,
 over the answers of `--data` or over text that the model writes itself. Only where `--requantize`
 asks for it is the result quantized again, which does move the answers; the report says how far.
+The folder has the base's types: a base that is stored in bf16 gives a folder in bf16, whatever
+type it was loaded in.
 What it leaves out: requantizing to int8.
-Where numerics differ: the merged weights are rounded once, to the base's type.
+Where numerics differ: the sum is made in fp32 (on a GPU in the type in which the base stands there)
+and rounded once, to the type in which the base is stored; PEFT rounds B A to that type first, and
+then the sum. What is reported is measured after the rounding.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MiniloraError
 from ..qlora.base import resolve
+from ..system.files import atomic_folder, atomic_write
+from ..system.outputs import alone, require_folder
 from .load import find_data, load
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ..llama.model import Llama
@@ -34,14 +42,11 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "generation_config.json",
 )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Put the tokenizer's files beside the model's, each whole or not at all."""
-    from ..system.files import atomic_write
-
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             with atomic_write(target / name) as temporary:
@@ -78,6 +83,35 @@ def compared_rows(model: Llama, tokenizer: Tokenizer, data: str | None) -> list[
     return kl_divergence.own_text(model, next(each for each in starts if each is not None))
 
 
+def types_of(model: nn.Module, folder: Path) -> dict[str, torch.dtype]:
+    """The type in which each weight of the merged `model` is written: the one that it has in the
+    base's folder, and for a weight that is not there under its name the one that most have.
+    """
+    from ..qlora.stored import stored_types
+
+    stored = stored_types(folder)
+    usual = Counter(stored.values()).most_common(1)[0][0]
+    return {name: stored.get(name, usual) for name, _ in model.named_parameters()}
+
+
+def rounded(model: nn.Module, types: dict[str, torch.dtype], keep: bool) -> None:
+    """Round each weight to its type, in place. keep: the numbers are rounded, and stay in the type
+    in which the model computes. Raises MiniloraError for a number that its type cannot hold.
+    """
+    import torch
+
+    for name, parameter in model.named_parameters():
+        dtype = types.get(name, parameter.dtype)
+        narrow = parameter.data.to(dtype)
+        if not bool(torch.isfinite(narrow).all()):
+            raise MiniloraError(
+                f"{name} has a merged weight of {parameter.abs().max().item():g}, which the base's "
+                f"{str(dtype).removeprefix('torch.')} cannot hold; the adapter is broken, train it "
+                "again with a lower learning rate"
+            )
+        parameter.data = narrow.to(parameter.dtype) if keep else narrow
+
+
 def write(model: Llama, out: Path, code: str | None) -> None:
     """The folder: dense as it is, or in 4 bits where a code is named."""
     if code is None:
@@ -112,10 +146,16 @@ def run(
     """Write `model` with `adapter` merged in to the folder `out`. code: as `load` takes it. data:
     compare on its valid split (None: on text that the model writes itself).
     """
-    folder, out = resolve(model), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MiniloraError(f"{out} is there already and not empty; choose another --out")
+    folder = resolve(model)
+    read = [("--model", folder), ("--adapter", Path(adapter))]
+    out = require_folder(out, read=read + ([("--data", find_data(data))] if data else []))
+    with alone(out):
+        if out.exists() and any(out.iterdir()):
+            raise MiniloraError(f"{out} is there already and not empty; choose another --out")
+        return _merge(adapter, out, model, folder, code, device, data, requantize)
 
+
+def _merge(adapter, out, model, folder, code, device, data, requantize) -> Merged:
     from .. import lora, qlora
     from ..train.kl_divergence import kl, log_probabilities
 
@@ -123,11 +163,18 @@ def run(
     rows = compared_rows(llama, tokenizer, data)
     trained = log_probabilities(llama, rows)
     decode_rest(lora.unload(lora.merge(llama)))
+    types = types_of(llama, folder)
+    rounded(llama, types, keep=True)
     exact = kl(trained, log_probabilities(llama, rows))
     moved = None
     if requantize:
         qlora.quantize_model(llama, code=requantize)
+        for path, layer in llama.named_modules():
+            if isinstance(layer, qlora.QLinear):
+                layer.rounds_to = types[f"{path}.weight"]  # as every reader of the folder will
         moved = kl(trained, log_probabilities(llama, rows))
-    write(llama, out, requantize)
-    copy_tokenizer(folder, out)
+    rounded(llama, types, keep=False)
+    with atomic_folder(out) as made:
+        write(llama, made, requantize)
+        copy_tokenizer(folder, made)
     return Merged(exact, moved, len(trained))

@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import MiniloraError
-from ..system.files import atomic_folder, atomic_write, data_folder
-from .pretrain_card import describe
+from ..system.files import atomic_folder, data_folder
+from ..system.outputs import alone
+from .pretrain_card import TRAINING, describe, read_training
 
 POSITIONS = 512  # a fine-tuned model may go beyond the rows of the training
 
@@ -254,18 +255,14 @@ def learn(
         if number > 1:
             model = Llama.from_pretrained(out)
         if number == first > 1:
-            curve = {
-                k: v
-                for k, v in json.loads((out / "training.json").read_text(encoding="utf-8")).items()
-                if k in curve
-            }
+            curve = {k: v for k, v in read_training(out).items() if k in curve}
         run_stage(
             model,
             plan,
             stage,
             tokenizer,
             step_loss,
-            lambda: save(model, plan, curve, out),
+            lambda: save(model, plan, tokenizer, curve, out),
             curve,
             done,
             every,
@@ -329,12 +326,13 @@ def make_config(plan: Plan):
     )
 
 
-def save(model, plan: Plan, curve: dict, out: Path) -> None:
-    """The weights in bf16 and the curve."""
+def save(model, plan: Plan, tokenizer, curve: dict, out: Path) -> None:
+    """The weights in bf16, the tokenizer and the curve: a first time all at once."""
     import copy
 
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
-    with atomic_write(out / "training.json") as path:
+    with atomic_folder(out) as folder:
+        corpus().tokens.save_tokenizer(tokenizer, folder, POSITIONS)
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
         facts = {
             "command": "minilora pretrain --out data/base "
             f"--rows {plan.rows} --rate {plan.rate} --seed {plan.seed}",
@@ -347,7 +345,7 @@ def save(model, plan: Plan, curve: dict, out: Path) -> None:
             "parameters": sum(p.numel() for p in model.parameters()),
             **curve,
         }
-        path.write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / TRAINING).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def shrink(stage: Stage, share: float) -> Stage:
@@ -356,20 +354,45 @@ def shrink(stage: Stage, share: float) -> Stage:
     return Stage(stage.mixture, **{**parts, "zero": max(parts["zero"], parts["hold"] + 1)})
 
 
+def require_own(out: Path, first: int, overwrite: bool) -> None:
+    """Raise MiniloraError unless pretraining may write into `out`: it holds nothing, or what an
+    earlier one left and is to be replaced or gone on with.
+    """
+    there = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
+    if TRAINING in there:
+        read_training(out)
+        if first == 1 and not overwrite:
+            raise MiniloraError(
+                f"{out} holds a pretrained base already; add --overwrite to replace it, or choose "
+                "another --out"
+            )
+    elif there:
+        raise MiniloraError(
+            f"{out} holds {there[0]}, and no {TRAINING} of an earlier pretraining; choose another "
+            "--out"
+        )
+    elif first > 1:
+        raise MiniloraError(f"{out} holds no earlier stage; begin with --stage 1")
+
+
 def run(
-    plan: Plan, out: Path, share: float = 1.0, first: int = 1, every: int = 400, compiled=True
+    plan: Plan,
+    out: Path,
+    share: float = 1.0,
+    first: int = 1,
+    every: int = 400,
+    compiled=True,
+    overwrite=False,
 ) -> dict:
-    """Tokenizer, training, checkpoint and card: a share of the plan's steps from stage `first` on.
-    Returns the last examination.
+    """Training, checkpoint with tokenizer, and card: a share of the plan's steps from stage `first`
+    on. Returns the last examination. overwrite: replace what an earlier pretraining left in `out`.
     """
     require_muon()  # before minutes go into the tokenizer
     if share != 1:
         plan = replace(plan, stages=tuple(shrink(stage, share) for stage in plan.stages))
-    made = corpus()
-    tokenizer = made.tokens.train_tokenizer(plan.vocabulary)
-    with atomic_folder(out) as folder:
-        made.tokens.save_tokenizer(tokenizer, folder, POSITIONS)
-    with products_as_attention():
+    with alone(out), products_as_attention():
+        require_own(out, first, overwrite)
+        tokenizer = corpus().tokens.train_tokenizer(plan.vocabulary)
         curve = learn(plan, tokenizer, out, every, compiled=compiled, first=first)
-    describe(out, POSITIONS)
+        describe(out, POSITIONS)
     return curve["examined"][-1]

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..system.files import atomic_write
+from ..system.json_files import read_json
+
+TRAINING = "training.json"
+
+SCHEMA = {
+    "type": "object",
+    "required": ["plan", "parameters", "step", "loss", "examined"],
+    "properties": {
+        "plan": {"type": "object"},
+        "parameters": {"type": "integer"},
+        "step": {"type": "array", "items": {"type": "integer"}},
+        "loss": {"type": "array", "items": {"type": "number"}},
+        "examined": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "object", "required": ["step", "minutes", "loss"]},
+        },
+    },
+}
 
 CARD = """# The base: a Llama of {million:.2f} million parameters
 
@@ -48,9 +66,16 @@ repository.
 """
 
 
+def read_training(out: Path) -> dict:
+    """Plan and curve of a pretrained folder. Raises MiniloraError for what pretraining did not
+    write.
+    """
+    return read_json(out / TRAINING, SCHEMA, remedy="choose another --out")
+
+
 def describe(out: Path, positions: int) -> None:
     """README.md and training.png of a pretrained folder that allows so many positions."""
-    facts = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    facts = read_training(out)
     last = facts["examined"][-1]
     names = [n for n in last if n not in ("step", "minutes", "loss")]
     table = "\n".join(f"| {name} | {last[name]:.1%} |" for name in names)

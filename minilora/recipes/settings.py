@@ -5,7 +5,7 @@ What it replaces: a parser, a table of defaults, a config class and a page of he
 the same names.
 How it works: each setting is declared once. Those of training come from train.TrainConfig;
 the rest stands here. A parser reads
-meaning, choices and group from a field's metadata, `minilora budget` its default.
+meaning, choices, range and group from a field's metadata, `minilora budget` its default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MiniloraError
-from ..qlora.base import INT8
+from ..qlora.base import INT8, own_code
+from ..system.json_files import require
+from ..system.ranges import ROWS, SEED, number, whole
 from ..train.config import SAME_PRODUCT, TrainConfig, another_run, declared, setting
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ BACKENDS = ("minilora", "peft")
 
 FULL_RATE = 1e-3  # an adapter stands three times as much as all weights at once
 MAX_SEQ = 512
+
+STEPS = whole(0, 10**8)  # and what is counted in them
+
+KINDS = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 
 # The order of the groups in --help, each with its title.
 GROUPS = {
@@ -50,13 +56,21 @@ def of_train(name: str, **more: Any) -> Any:
     )
 
 
-def of_adapter(default: Any, meaning: str, **more: Any) -> Any:
+def of_adapter(
+    default: Any, meaning: str, choices: tuple[str, ...] | None = None, **more: Any
+) -> Any:
     """A setting of lora.AdapterConfig, under its name there and with its default, which a test
     compares: that room loads torch, for which no --help should wait.
     """
-    each = setting(default, meaning, "the adapter", **more)
-    metadata = {**each.metadata, "adapter_config": True}
-    return dataclasses.field(default=default, metadata=metadata)
+    more["adapter_config"] = True
+    return of_run(default, meaning, "the adapter", choices=choices, **more)
+
+
+def of_run(default: Any, meaning: str, group: str, **more: Any) -> Any:
+    """A setting that carries more than `setting` knows of, such as `within`, its Range."""
+    known = {name: more.pop(name) for name in ("choices", "shown") if name in more}
+    each = setting(default, meaning, group, **known)
+    return dataclasses.field(default=default, metadata={**each.metadata, **more})
 
 
 @dataclass(frozen=True)
@@ -82,9 +96,15 @@ class Settings:
         "what",
         choices=METHODS,
     )
-    code: str = setting("nf4", "qlora's number format for the base", "what")
-    rank: int = of_adapter(8, "columns of B, rows of A")
-    alpha: float = of_adapter(16.0, "the adapter's output is scaled by alpha / rank")
+    code: str = setting(
+        "nf4", "qlora's number format for the base", "what", shown="nf4; of a 4-bit folder its own"
+    )
+    rank: int = of_adapter(8, "columns of B, rows of A", within=whole(1, 2**16))
+    alpha: float = of_adapter(
+        16.0,
+        "the adapter's output is scaled by alpha / rank",
+        within=number(0, 10**6, above=True),
+    )
     targets: str = of_adapter(
         "all", "all, names such as q_proj,v_proj, or a regular expression for whole paths"
     )
@@ -92,27 +112,32 @@ class Settings:
     init: str = of_adapter(
         "kaiming", "how A and B start: kaiming, gaussian, loftq, or (method lora alone) pissa"
     )
-    dropout: float = of_adapter(0.0, "on the adapter's input")
-    lora_plus: float | None = of_train("lora_plus")
-    steps: int = of_train("steps")
-    batch: int = of_train("batch_size")
-    accumulate: int = of_train("accumulate")
-    seq: int | None = setting(
-        None, "longest row in tokens", shown=f"the model's positions, at most {MAX_SEQ}"
+    dropout: float = of_adapter(0.0, "on the adapter's input", within=number(0, 0.999))
+    lora_plus: float | None = of_train("lora_plus", within=number(1, 10**4, such="16"))
+    steps: int = of_train("steps", within=whole(1, 10**8))
+    batch: int = of_train("batch_size", within=ROWS)
+    accumulate: int = of_train("accumulate", within=ROWS)
+    seq: int | None = of_run(
+        None,
+        "longest row in tokens",
+        "training",
+        shown=f"the model's positions, at most {MAX_SEQ}",
+        within=whole(2, 2**24),
     )
     lr: float | None = of_train(
         "lr",
         default=None,
         shown=f"{declared(TrainConfig)['lr'].default:g}, for --method full {FULL_RATE:g}",
+        within=number(0, 100, above=True, such="1e-3"),
     )
-    warmup: int | None = of_train("warmup")
-    weight_decay: float = of_train("weight_decay")
-    clip: float = of_train("clip")
-    seed: int = of_train("seed")
+    warmup: int | None = of_train("warmup", within=STEPS)
+    weight_decay: float = of_train("weight_decay", within=number(0, 1000))
+    clip: float = of_train("clip", within=number(0, 10**9))
+    seed: int = of_train("seed", within=SEED)
     checkpointing: bool = of_train("checkpointing")
     precision: str = of_train("precision")
-    eval_every: int = of_train("eval_every")
-    save_every: int = of_train("save_every")
+    eval_every: int = of_train("eval_every", within=STEPS)
+    save_every: int = of_train("save_every", within=whole(1, 10**8))
     device: str | None = setting(None, "cpu or cuda", "the run", shown="cuda where there is one")
     backend: str = setting(
         "minilora",
@@ -127,6 +152,8 @@ class Settings:
             choices, value = each.metadata["choices"], getattr(self, name)
             if choices and value not in choices:
                 raise MiniloraError(f"{name} is {value!r}; choose {', '.join(choices)}")
+            if value is not None and "within" in each.metadata:
+                each.metadata["within"].require(value, flag(name))
             if each.type.startswith("float") and isinstance(value, int):  # as a parser gives it
                 object.__setattr__(self, name, float(value))
         if self.lr is None:
@@ -207,6 +234,8 @@ def settle(typed: Mapping[str, Any]) -> Settings:
     nothing with the method.
     """
     settings = Settings(**typed)
+    if settings.method == "qlora" and "code" not in typed:
+        settings = dataclasses.replace(settings, code=own_code(settings.model) or settings.code)
     if not settings.adapts:
         for name in ADAPTER_ONLY:
             if name in typed:
@@ -222,13 +251,29 @@ def settle(typed: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def resumed(saved: Mapping[str, Any], typed: Mapping[str, Any]) -> Settings:
-    """The settings that `saved`, of a run.json, began with; those in `typed` must be the same or
-    such as may change. A run from before a setting was there had its default.
+def saved_schema() -> dict:
+    """The JSON schema of the settings in a run.json."""
+    properties = {}
+    for name, each in declared(Settings).items():
+        kinds = [KINDS.get(kind, kind) for kind in each.type.split(" | ")]
+        properties[name] = {"type": ["null" if kind == "None" else kind for kind in kinds]}
+    return {"type": "object", "properties": properties}
+
+
+def resumed(
+    saved: Mapping[str, Any], typed: Mapping[str, Any], source: str | Path = "run.json"
+) -> Settings:
+    """The settings that `saved`, of the run.json `source`, began with; those in `typed` must be the
+    same or such as may change. A run from before a setting was there had its default.
     """
-    known = declared(Settings)
+    known, anew = declared(Settings), "begin anew with another --out or --overwrite"
+    require(saved, saved_schema(), f"{source}, settings", anew)
     began = {name: each.default for name, each in known.items()}
     began |= {name: value for name, value in saved.items() if name in known}
+    try:
+        Settings(**began)
+    except MiniloraError as error:
+        raise MiniloraError(f"{source}: {error}; {anew}") from error
     if name := another_run(Settings, began, typed):
         product = ""
         if known[name].metadata["resume"] == SAME_PRODUCT:

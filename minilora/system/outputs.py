@@ -91,18 +91,22 @@ def require_folder(path: str | os.PathLike, option: str = "--out", read: Read = 
 
 
 def require_file(
-    path: str | os.PathLike, option: str, read: Read = (), overwrite: bool | None = None
+    path: str | os.PathLike,
+    option: str,
+    read: Read = (),
+    overwrite: bool | None = None,
+    what: str = "file",
 ) -> Path:
     """The file that a command may write. overwrite: whether the user allows a file that is there
-    to be replaced (None: the command has no such option).
+    to be replaced (None: the command has no such option). what: how it is called.
 
     Raises MiniloraError if anything but a regular file is there, or one that is read, and for a
     file in a folder that is read.
     """
     a_folder = os.fspath(path).endswith((os.sep, "/"))  # a Path drops it
-    path = spelled(path, option, "file")
+    path = spelled(path, option, what)
     if a_folder or not path.name:
-        raise MiniloraError(f"{option} {path} is a folder; name a file")
+        raise MiniloraError(f"{option} {path} is a folder; name a {what}")
     _require_writable(path.parent, path, option)
     for name, other in read:
         if same(path, other) or (other.is_dir() and same(path.parent, other)):

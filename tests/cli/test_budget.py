@@ -31,7 +31,8 @@ OTHER = ["--batch", "1", "--checkpointing", "--library", "transformers"]  # than
 def other(argv) -> list[str]:
     """The defaults of `budget.estimate`, typed: the method's own precision among them."""
     method = argv[argv.index("--method") + 1] if "--method" in argv else "qlora"
-    return [*OTHER, "--precision", METHODS.get(method, (None, "bf16"))[1]]
+    words = [word for word in OTHER if (word, method) != ("--checkpointing", "inference")]
+    return [*words, "--precision", METHODS.get(method, (None, "bf16"))[1]]
 
 
 def said(capsys, *argv) -> str:

@@ -92,9 +92,9 @@ CASES = {
     "int8 pissa": (f"{FINETUNE} --method int8 --init pissa", "pissa.*Int8Linear.*--method lora"),
     "steps": (f"{FINETUNE} --steps 0", "steps is 0"),
     "lr": (f"{FINETUNE} --lr nan", "lr is nan"),
-    "batch": (f"{FINETUNE} --batch 0", "--batch is 0; give a whole number of 1 or more"),
-    "clip": (f"{FINETUNE} --clip -1", "--clip is -1.0; give a number of 0 or more"),
-    "seq 0": (f"{FINETUNE} --seq 0", "--seq is 0.*give 2 to 256"),
+    "batch": (f"{FINETUNE} --batch 0", "--batch is 0; give a whole number from 1 to"),
+    "clip": (f"{FINETUNE} --clip -1", "--clip is -1.0; give a number from 0 to"),
+    "seq 0": (f"{FINETUNE} --seq 0", "--seq is 0; give a whole number from 2 to"),
     "lr above": (f"{FINETUNE} --lr -1", "lr is -1"),
     "seq above": (f"{FINETUNE} --seq 257", "--seq is 257.*256"),
     "seq too short": (f"{FINETUNE} --seq 3", "example 1.*raise --seq"),
@@ -130,11 +130,14 @@ CASES = {
         "adapter_config.json",
     ),
     "merge nothing": ("merge --model {tiny} --out {out}", "--adapter"),
-    "merge over": ("merge --model {tiny} --adapter {data} --out {data}", "not empty"),
+    "merge over": ("merge --model {tiny} --adapter {tmp} --out {data}", "not empty"),
     "generate what": ("generate --model {tiny}", "--prompt"),
     "generate none": ("generate --model {tiny} --prompt x --max-new 0", "--max-new is 0"),
     "generate cold": ("generate --model {tiny} --prompt x --temperature -1", "temperature"),
-    "generate top-k": ("generate --model {tiny} --prompt x --temperature 1 --top-k 0", "top_k"),
+    "generate top-k": (
+        "generate --model {tiny} --prompt x --temperature 1 --top-k 0",
+        "--top-k is 0",
+    ),
 }
 
 

@@ -180,9 +180,12 @@ def test_how_an_answer_is_drawn_arrives_at_the_model(
     monkeypatch.setattr("sys.stdin", io.StringIO("who\n"))
     asked = {"prompt": ["--prompt", "who"], "raw": ["--raw", "--prompt", "who"], "chat": ["--chat"]}
     values = {**DRAWN, "max_new": 7}
-    typed = [] if name is None else ["--" + name.replace("_", "-"), str(values[name])]
+    given = {} if name is None else {name: values[name]}
+    if name in ("top_k", "top_p", "seed"):  # they say nothing at temperature 0
+        given["temperature"] = 0.7
+    typed = [word for key in given for word in ("--" + key.replace("_", "-"), str(given[key]))]
     assert main(["generate", *MODEL, *asked[way], *typed]) == 0
-    wanted = {**PLAIN, "max_new": 128, **({} if name is None else {name: values[name]})}
+    wanted = {**PLAIN, "max_new": 128, **given}
     assert {key: got[key] for key in wanted} == wanted and loaded.asked == ASKED
     tokenizer = minilora.text.Tokenizer.from_pretrained(tiny_folder)
     raw = tokenizer.encode("who", bos=True)
