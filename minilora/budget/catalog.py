@@ -163,10 +163,10 @@ def llama_config(name: str | Path | Shape):
     cannot run.
     """
     shape = model(name)
-    if shape.family != "llama" or shape.qkv_bias != shape.out_bias:
+    if shape.family != "llama":
         raise MiniloraError(
-            f"{shape.name} is no plain Llama (it is a {shape.family} with other biases); "
-            "choose a Llama, Mistral or SmolLM2"
+            f"{shape.name} is no plain Llama (it is a {shape.family}); choose a Llama, Mistral, "
+            "Qwen or SmolLM2"
         )
     return config_of(shape)
 
@@ -175,6 +175,7 @@ def config_of(shape: Shape) -> Config:
     """A shape's numbers as our Config holds them, whatever its family."""
     from ..llama.config import Config
 
+    alone = shape.qkv_bias and not shape.out_bias
     return Config(
         shape.vocab,
         shape.hidden,
@@ -185,8 +186,9 @@ def config_of(shape: Shape) -> Config:
         shape.head_dim,
         shape.context,
         tie_word_embeddings=shape.tied,
-        attention_bias=shape.qkv_bias,
+        attention_bias=shape.out_bias,
         mlp_bias=shape.mlp_bias,
+        model_type="qwen3" if shape.qk_norm else "qwen2" if alone else "llama",
     )
 
 

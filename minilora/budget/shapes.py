@@ -2,24 +2,38 @@
 
 What it replaces: a parameter count that is taken from a model's name.
 How it works: a `Shape` lists its linear layers (`linears`) and its norms (`vectors`), so that every
-parameter is counted and none is estimated. `shape_of` reads the fields of a Llama's, Mistral's or
-Qwen2's config.json.
-What it leaves out: mixtures of experts, vision towers.
+parameter is counted and none is estimated. `shape_of` reads the fields of a config.json of one of
+the families that load here (`llama/families.py`), their biases and norms with them.
+What it leaves out: mixtures of experts, vision towers; the mask of a window that is shorter than
+the text, one byte for each pair of tokens.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import MiniloraError
+from ..system.json_files import read_json
 
-# model_type in config.json → the family whose forms hold
-FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "llama"}
+READ = (  # the fields of a config.json that a shape follows from
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+)
 
 
 class Linear(NamedTuple):
@@ -59,6 +73,7 @@ class Shape:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False  # a norm on each head's query and key, as Qwen3 has it
     positions: int = 0  # learned position vectors
     context: int = 2048  # the longest input that the model was made for
     family: str = "llama"
@@ -127,7 +142,13 @@ class Shape:
         if self.family in ("gpt", "neox"):
             table = [("position_embeddings", self.positions * h, 1)] if self.positions else []
             return [*table, ("layernorm.weight", h, 2 * n + 1), ("layernorm.bias", h, 2 * n + 1)]
-        return [("input_layernorm", h, n), ("post_attention_layernorm", h, n), ("norm", h, 1)]
+        heads = [("q_norm", self.head_dim, n), ("k_norm", self.head_dim, n)] * self.qk_norm
+        return [
+            ("input_layernorm", h, n),
+            ("post_attention_layernorm", h, n),
+            ("norm", h, 1),
+            *heads,
+        ]
 
     @property
     def table(self) -> int:
@@ -161,72 +182,30 @@ def nearest(kind: str, name: str, known: Iterable[str], remedy: str = "") -> Min
 
 def read_config(path: Path) -> dict:
     """The fields of a config.json. Raises MiniloraError if it is none."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MiniloraError(
-            f"{path} cannot be read as JSON ({error}); give a model's config.json"
-        ) from None
-    if not isinstance(fields, dict):
-        raise MiniloraError(f"{path} holds no JSON object; give a model's config.json")
-    return fields
+    return read_json(path, {"type": "object"}, remedy="give a model's config.json")
 
 
 def shape_of(fields: dict, name: str = "config.json") -> Shape:
     """The shape in a config.json's fields. Raises MiniloraError for another architecture or a
     missing number.
     """
-    kind = str(fields.get("model_type", "llama"))
-    if kind not in FAMILIES:
-        raise nearest("model_type", kind, FAMILIES, "; the closed forms hold for these")
-    needed = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "vocab_size",
-    )
-    for field in (*needed, "num_key_value_heads", "head_dim", "max_position_embeddings"):
-        value = fields.get(field)
-        if not (value is None and field not in needed) and (
-            not isinstance(value, int) or isinstance(value, bool) or value < 1
-        ):
-            raise MiniloraError(
-                f"{name}: {field} is {value!r}; it must be a whole number of at least 1"
-            )
-    numbers = [fields[field] for field in needed]
-    hidden, heads = numbers[0], numbers[3]
-    kv_heads = fields.get("num_key_value_heads") or heads
-    if heads % kv_heads:
-        raise MiniloraError(
-            f"{name}: num_attention_heads is {heads}, no multiple of num_key_value_heads "
-            f"{kv_heads}; each key head serves equally many"
-        )
-    if not fields.get("head_dim") and hidden % heads:
-        raise MiniloraError(
-            f"{name}: hidden_size is {hidden}, no multiple of num_attention_heads {heads}; "
-            "give head_dim, too"
-        )
-    if (fields.get("head_dim") or hidden // heads) % 2:
-        raise MiniloraError(
-            f"{name}: the heads' size is {fields.get('head_dim') or hidden // heads}; rotary "
-            "positions turn pairs, so it must be even"
-        )
-    qwen, bias = kind == "qwen2", bool(fields.get("attention_bias"))
-    shape = Shape(
+    from ..llama.config import Config
+
+    config = Config.from_hf({each: fields[each] for each in READ if each in fields}, name)
+    return Shape(
         name,
-        *numbers[:4],
-        kv_heads,
-        numbers[4],
-        fields.get("head_dim") or 0,
-        bool(fields.get("tie_word_embeddings")),
-    )
-    return replace(
-        shape,
-        family=FAMILIES[kind],
-        qkv_bias=qwen or bias,
-        out_bias=bias and not qwen,
-        mlp_bias=bool(fields.get("mlp_bias")),
-        context=fields.get("max_position_embeddings") or 2048,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.vocab_size,
+        config.head_dim,
+        config.tie_word_embeddings,
+        qkv_bias=config.qkv_bias,
+        out_bias=config.attention_bias,
+        mlp_bias=config.mlp_bias,
+        qk_norm=config.qk_norm,
+        context=config.max_position_embeddings,
         source="config.json",
     )

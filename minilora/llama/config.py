@@ -8,7 +8,7 @@ from typing import Any, cast
 from ..errors import MiniloraError
 from ..quantize.stored_form import refuse_foreign
 from ..system.json_files import require, shown
-from .families import FAMILIES, FULL, OWN, SCHEMA, SLIDING, family_name
+from .families import FAMILIES, FULL, OWN, SCHEMA, SLIDING, Family, family_name
 
 # A frozen head's logits are made a portion at a time: at least so many rows, since its weight is
 # read once for each, and about so many numbers where the vocabulary is small (`head_loss`).
@@ -115,9 +115,11 @@ class Config:
         may = [name for name in YARN_MAY if kind == "yarn" and scaling.get(name) is not None]
         for name in (*ROPE_TYPES[kind], *may):
             value = scaling.get(name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < cast(float, value) <= 1e9:
                 raise MiniloraError(
-                    f"config: rope type {kind!r} needs {name} as a number above 0, not {value!r}"
+                    f"config: rope type {kind!r} needs {name} as a number above 0, not "
+                    f"{shown(value)}"
                 )
         if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
             raise MiniloraError(
@@ -187,7 +189,7 @@ def config_from_hf(cls: type[Config], fields: dict[str, Any], name: str) -> Conf
     missing = [each for each in NEEDED if each not in fields]
     if missing:
         raise MiniloraError(f"{name}: {', '.join(missing)} missing; {AGAIN}")
-    fields = family.missing | fields
+    fields = _missing(family, fields) | fields
     known = {
         each: fields[each]
         for each in cls.__dataclass_fields__
@@ -199,6 +201,12 @@ def config_from_hf(cls: type[Config], fields: dict[str, Any], name: str) -> Conf
         return cls(**known)
     except MiniloraError as error:
         raise MiniloraError(str(error).replace("config:", f"{name}:", 1)) from error
+
+
+def _missing(family: Family, fields: dict[str, Any]) -> dict[str, Any]:
+    """What transformers takes for fields that the file leaves out, where it can be."""
+    unfit = fields["num_attention_heads"] % family.missing.get("num_key_value_heads", 1)
+    return family.missing | {"num_key_value_heads": None} if unfit else family.missing
 
 
 def _check_heads(fields: dict[str, Any], name: str) -> None:

@@ -54,15 +54,16 @@ def _whole(most: int, *others: str) -> dict[str, Any]:
     return {"type": ["integer", *others], "minimum": 1, "maximum": most}
 
 
-ID = {"type": ["integer", "null"]}
+ID_RANGE = {"minimum": -(2**31), "maximum": 2**31}
+ID = {"type": ["integer", "null"], **ID_RANGE}
 YES_NO = {"type": "boolean"}
-POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+THETA = {"type": "number", "exclusiveMinimum": 1, "maximum": 1e15}
 ROPE = {
     "type": ["object", "null"],
     "properties": {
         "rope_type": {"type": "string"},
         "type": {"type": "string"},
-        "rope_theta": {"type": "number", "minimum": 1},
+        "rope_theta": THETA,
     },
 }
 SCHEMA: dict[str, Any] = {  # the bounds are far above every model there is
@@ -79,8 +80,8 @@ SCHEMA: dict[str, Any] = {  # the bounds are far above every model there is
         "head_dim": _whole(10**5, "null"),
         "max_position_embeddings": _whole(10**9),
         "original_max_position_embeddings": _whole(10**9, "null"),
-        "rms_norm_eps": POSITIVE,
-        "rope_theta": {"type": "number", "minimum": 1},
+        "rms_norm_eps": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "rope_theta": THETA,
         "rope_scaling": ROPE,
         "rope_parameters": ROPE,
         "tie_word_embeddings": YES_NO,
@@ -93,7 +94,11 @@ SCHEMA: dict[str, Any] = {  # the bounds are far above every model there is
         "hidden_act": {"type": "string"},
         "initializer_range": {"type": "number", "minimum": 0, "maximum": 1},
         "bos_token_id": ID,
-        "eos_token_id": {"type": ["integer", "array", "null"], "items": {"type": "integer"}},
+        "eos_token_id": {
+            "type": ["integer", "array", "null"],
+            "items": {"type": "integer", **ID_RANGE},
+            **ID_RANGE,
+        },
         "pad_token_id": ID,
     },
 }

@@ -131,6 +131,37 @@ def test_what_is_kept_is_what_autograd_keeps(library, precision, attention, meth
         assert abs(off) <= ALLOWED, (setup, off)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", WAYS[3])
+@pytest.mark.parametrize("precision", WAYS[1])
+@pytest.mark.parametrize("library", WAYS[0])
+def test_norms_on_queries_and_keys_are_counted(library, precision, method, checkpointing):
+    """As Qwen3 has them: exact as without them, and more than without them unless recomputed."""
+    found = []
+    for qk_norm in (True, False):
+        shape = Shape("drawn", 24, 20, 3, 6, 2, 40, 10, qk_norm=qk_norm)
+        setup = make(
+            shape,
+            rank=2,
+            targets=["q_proj", "v_proj", "down_proj"],
+            batch=2,
+            seq=7,
+            device="cpu",
+            library=library,
+            precision=precision,
+            method=METHODS.get(method, {}).get(precision, method),
+            checkpointing=checkpointing,
+        )
+        torch.manual_seed(0)
+        model = build(Plan(setup))
+        assert abs(activations.kept(setup).bytes - kept_by_autograd(model, setup)) <= ALLOWED
+        found.append((activations.kept(setup).bytes, shape.parameters))
+        if method == "full":
+            assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    assert found[0][1] == found[1][1] + 3 * 20
+    assert found[0][0] > found[1][0] or checkpointing
+
+
 def test_most_are_exact_to_the_byte():
     offs = [off for way in itertools.product(*WAYS) for _, off in compared(*way)]
     assert len(offs) == 240 and offs.count(0) >= 120, f"{offs.count(0)} of {len(offs)} exact"

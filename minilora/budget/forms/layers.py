@@ -13,23 +13,24 @@ from ..shapes import Linear
 from .tape import OUT, Tape, Value
 
 
-def norm(t: Tape, x: Value) -> Value:
-    """RMSNorm. Trained: x in fp32, 1/rms and the normalized x; frozen in our Llama: x and 1/rms."""
+def norm(t: Tape, x: Value, rows: str = "N", size: int = 0) -> Value:
+    """RMSNorm over `rows` of `size` numbers (0: the hidden size). Trained: x in fp32, 1/rms and the
+    normalized x; frozen in our Llama: x and 1/rms.
+    """
     setup, wide = t.setup, x.bytes * 4 // x.width
+    size = size or setup.shape.hidden
     own = setup.library == "minilora"
     if own and not setup.whole:
-        r = t.value("N", 4)
+        r = t.value(rows, 4)
         return t.op([x], x.dims, x.width, [x, r], temp=(2 if x.width == 4 else 4) * wide)
     if own and x.width == 4 and setup.device == "cuda":  # one fused kernel
-        return t.op(
-            [x], x.dims, 4, [x, t.value("N", 4)], weights=[4 * setup.shape.hidden] * setup.whole
-        )
+        return t.op([x], x.dims, 4, [x, t.value(rows, 4)], weights=[4 * size] * setup.whole)
     x32 = t.cast(x, 4)
     square = t.op([x32], x.dims, 4, [x32], temp=2 * wide)
-    mean = t.op([square], "N", 4)
-    r = t.op([mean], "N", 4, [OUT])
+    mean = t.op([square], rows, 4)
+    r = t.op([mean], rows, 4, [OUT])
     n = t.cast(t.op([x32, r], x.dims, 4, [x32, r], temp=wide), x.width)
-    weights = [x.width * setup.shape.hidden] * setup.whole
+    weights = [x.width * size] * setup.whole
     return t.op(
         [n],
         x.dims,
@@ -198,6 +199,10 @@ def layer(t: Tape, x: Value, tables: tuple[Value, Value]) -> Value:
         linear(t, n, named[f"{side}_proj"], "N", ("h", "q" if side == "q" else "k"))
         for side in "qkv"
     )
+    shape = t.setup.shape
+    if shape.qk_norm:
+        q = norm(t, q, "N a", shape.head_dim)
+        k = norm(t, k, f"N {shape.kv_heads}", shape.head_dim)
     y = attend(t, rotate(t, q, tables), rotate(t, k, tables), v)
     y = linear(t, y, named["o_proj"], "N", ("q", "h"))
     x = t.op([x, y], "N h", x.width, shares=True)

@@ -178,20 +178,16 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _transformers_model(setup: Setup) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
     fields = config_of(setup.shape).to_hf() | {
         "use_cache": False,
         "attn_implementation": setup.attention,
     }
-    fields = {
-        name: value
-        for name, value in fields.items()
-        if name not in ("architectures", "model_type", "dtype", "torch_dtype")
-    }
-    if setup.shape.qkv_bias and not setup.shape.out_bias:
-        return Qwen2ForCausalLM(Qwen2Config(**fields))
-    return LlamaForCausalLM(LlamaConfig(**fields))
+    (architecture,) = fields.pop("architectures")
+    model = getattr(transformers, architecture)
+    del fields["model_type"]
+    return model(model.config_class(**fields))
 
 
 def dense_model(setup: Setup) -> nn.Module:
