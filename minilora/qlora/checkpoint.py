@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,12 +27,15 @@ from torch import nn
 from ..errors import MiniloraError
 from ..llama import generation_config
 from ..llama.checkpoint import read_config, read_tensors, require_layers
+from ..llama.config import AGAIN
 from ..llama.model import Llama
 from ..llama.weight_files import Stored, list_tensors, model_folder, unreadable, weight_files
 from ..lora.targets import put
 from ..quantize import bnb_format
 from ..system.files import atomic_folder
 from .four_bit import QLinear
+
+LARGEST = 65504.0  # the last fp16
 
 SAME_MODEL = "take config.json and weights from the same model"
 
@@ -97,6 +101,8 @@ def load_quantized(
         shapes[name] = _shape_of(model, name, packed[keys[0]].file)
         del expected[name]
     state = read_tensors(folder, config, expected, found, dtype, device)
+    for key, tensor in state.items():
+        _require_possible(key, tensor, found[key].file)
     with ExitStack() as stack:
         read = _reader(stack, packed, device)
         for name, keys in parts.items():
@@ -107,8 +113,10 @@ def load_quantized(
                     f"{source}: {name} is {list(q.shape)} in the file, config.json asks for "
                     f"{list(shapes[name])}; {SAME_MODEL}"
                 )
+            _require_possible(name, q.scales() * float(abs(q.book.levels).max()), source)
             bias = state.pop(name.removesuffix("weight") + "bias", None)
-            layer = QLinear(dataclasses.replace(q, dtype=dtype), bias)
+            rounds_to = cast(torch.dtype, q.dtype)
+            layer = QLinear(dataclasses.replace(q, dtype=dtype), bias, rounds_to)
             put(model, name.removesuffix(".weight"), layer)
     model.load_state_dict(state, assign=True, strict=False)
     model.model.rotary.build(model.model.rotary.cos.shape[0], device)
@@ -133,6 +141,16 @@ def _reader(
             raise unreadable(stored.file, error) from error
 
     return read
+
+
+def _require_possible(name: str, numbers: torch.Tensor, source: Path) -> None:
+    """Raise MiniloraError for numbers that are finite and so large that logits may not be."""
+    largest = float(numbers.abs().max()) if numbers.numel() else 0.0
+    if largest > LARGEST:
+        raise MiniloraError(
+            f"{source}: {name} reaches {largest:.3g}, and no model has weights beyond {LARGEST:g}; "
+            f"{AGAIN}"
+        )
 
 
 def _shape_of(model: nn.Module, name: str, source: Path) -> tuple[int, ...]:

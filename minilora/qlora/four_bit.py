@@ -18,6 +18,7 @@ matrix product, so the last bit may differ from the plain version's.
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +39,11 @@ HELD_FROM, HELD_TO = 1 << 22, 1 << 30
 _scratch = Scratch(HELD_TO, lambda size: torch.empty(size, dtype=torch.uint8))
 
 
-def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Memory in which a W is decoded: one piece for each thread, as large as its largest layer, and
-    no longer there than 4-bit layers are.
+def _buffer(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, name: str = "W"
+) -> torch.Tensor:
+    """Memory in which a W is decoded: one piece for each thread and name, as large as its largest
+    layer, and no longer there than 4-bit layers are.
 
     Only where the allocator would not reuse it by itself: a GPU's does (and streams may overlap
     there), and so does the C library for what is small.
@@ -48,20 +51,29 @@ def _buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     size = shape[0] * shape[1] * dtype.itemsize
     if device.type != "cpu" or size < HELD_FROM:
         return torch.empty(shape, dtype=dtype, device=device)
-    return _scratch.bytes("W", size).view(dtype).view(shape)
+    return _scratch.bytes(name, size).view(dtype).view(shape)
 
 
 class QLinear(nn.Module):
     """A linear layer whose weight is kept quantized and frozen. Holds `quantized`'s arrays as
     buffers.
+
+    rounds_to: the type that W is rounded to before anything is computed with it, which is what
+    bitsandbytes does with the type in which a file says that the weight was (None: to none).
     """
 
     weight: torch.Tensor  # two codes a byte, ((out · in + 1) // 2, 1) uint8
     absmax: torch.Tensor  # scales, (blocks,), fp32 or 8-bit codes of them
     nested_absmax: torch.Tensor | None  # the scales' scales, fp32
 
-    def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        quantized: Quantized,
+        bias: torch.Tensor | None = None,
+        rounds_to: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        self.rounds_to = rounds_to
         _scratch.serve(self)
         self.out_features, self.in_features = quantized.shape
         self._hold(quantized)
@@ -110,7 +122,8 @@ class QLinear(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
         """The keys that transformers and bitsandbytes use for a 4-bit weight."""
-        destination.update(bnb_format.to_tensors(self.quantized, prefix + "weight"))
+        q = dataclasses.replace(self.quantized, dtype=self.rounds_to or self.quantized.dtype)
+        destination.update(bnb_format.to_tensors(q, prefix + "weight"))
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
@@ -130,6 +143,9 @@ class QLinear(nn.Module):
                 f"{name} has shape {list(q.shape)}, the layer needs {list(self._form.shape)}"
             )
             return
+        if self.rounds_to is not None:
+            self.rounds_to = cast(torch.dtype, q.dtype)
+            q = dataclasses.replace(q, dtype=self._form.dtype)
         self._hold(q)
         if self.bias is not None and prefix + "bias" in state_dict:
             self.bias.data.copy_(state_dict[prefix + "bias"])
@@ -138,19 +154,25 @@ class QLinear(nn.Module):
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The decoded weight as a tensor of its own (out, in), for an exact merge."""
-        return self.quantized.dequantize(dtype)
+        q = self.quantized
+        wanted = dtype or cast(torch.dtype, q.dtype)
+        return q.dequantize(self._through(wanted)).to(wanted)
 
     dequantize = dense_weight
 
-    def stands_for(self, dtype: torch.dtype) -> None:
-        """Decode to `dtype` from now on where no other type is asked for, and say so in a file."""
-        self._form = dataclasses.replace(self.quantized, dtype=dtype)
-
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         """The decoded weight in the shared buffer: valid until the next layer decodes."""
-        return self.quantized.dequantize(
-            out=_buffer(self.quantized.shape, dtype, self.quantized.packed.device)
-        )
+        q, through = self.quantized, self._through(dtype)
+        W = _buffer(q.shape, dtype, q.packed.device)
+        if through == dtype:
+            return q.dequantize(out=W)
+        narrow = _buffer(q.shape, through, q.packed.device, "W in the type that it is rounded to")
+        return W.copy_(q.dequantize(out=narrow))
+
+    def _through(self, dtype: torch.dtype) -> torch.dtype:
+        """The type that W takes on its way from fp32 to `dtype`."""
+        through = self.rounds_to
+        return dtype if through is None or through.itemsize > 2 else through
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return frozen_linear(_autocast(x), self.decode, self.bias)

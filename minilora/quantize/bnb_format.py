@@ -163,13 +163,13 @@ def from_tensors(
                 f"{source} lacks {key}, which the 4-bit weight {name} needs; {AGAIN}"
             )
 
-    def read(part: str) -> torch.Tensor:
-        return _numbers(tensors[f"{name}.{part}"], f"{source}: {name}.{part}")
+    def read(part: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return _row(tensors[f"{name}.{part}"], f"{source}: {name}.{part}", dtype)
 
     book = _book(facts["quant_type"], read("quant_map"), f"{source}: {name}.quant_map")
     q = Quantized(
         _bytes(tensors[name], f"{source}: {name}"),
-        _codes(tensors[f"{name}.absmax"], f"{source}: {name}.absmax") if nested else read("absmax"),
+        read("absmax", torch.uint8 if nested else torch.float32),
         book,
         int(facts["blocksize"]),
         tuple(int(n) for n in facts["shape"]),
@@ -221,30 +221,31 @@ def stored_dtype(quant_state: torch.Tensor, what: str) -> torch.dtype:
 
 
 def _bytes(tensor: torch.Tensor, what: str) -> torch.Tensor:
-    """The packed codes (bytes, 1), in whatever type and shape they are stored: for FSDP they are
-    seen as numbers of the type that the dense weights have (`bnb_4bit_quant_storage`).
+    """The packed codes (bytes, 1), which are stored as a column, a row or flat, and for FSDP as
+    numbers of the type that the dense weights have (`bnb_4bit_quant_storage`).
     """
-    if tensor.dtype not in STORAGE:
-        raise MiniloraError(f"{what} is {tensor.dtype}, which holds no packed codes; {AGAIN}")
+    if tensor.dtype not in STORAGE or not _flat(tensor):
+        raise MiniloraError(
+            f"{what} is {tensor.dtype} of shape {list(tensor.shape)}, which holds no packed codes; "
+            f"{AGAIN}"
+        )
     return tensor.contiguous().reshape(-1).view(torch.uint8).reshape(-1, 1)
 
 
-def _codes(tensor: torch.Tensor, what: str) -> torch.Tensor:
-    """Scales in 8 bits (blocks,)."""
-    if tensor.dtype != torch.uint8:
+def _row(tensor: torch.Tensor, what: str, dtype: torch.dtype) -> torch.Tensor:
+    """Scales, their codes, or levels (n,), of the one type in which bitsandbytes reads them."""
+    if tensor.dtype != dtype or not _flat(tensor):
         raise MiniloraError(
-            f"{what} is {tensor.dtype}, where quantized scales are torch.uint8; {AGAIN}"
+            f"{what} is {tensor.dtype} of shape {list(tensor.shape)}, where a row of {dtype} "
+            f"belongs; {AGAIN}"
         )
+    if dtype == torch.float32:
+        _require_finite(tensor, what)
     return tensor.reshape(-1)
 
 
-def _numbers(tensor: torch.Tensor, what: str) -> torch.Tensor:
-    """Scales or levels (n,), in fp32."""
-    if not tensor.is_floating_point():
-        raise MiniloraError(f"{what} is {tensor.dtype}, where floats belong; {AGAIN}")
-    tensor = tensor.reshape(-1).float()
-    _require_finite(tensor, what)
-    return tensor
+def _flat(tensor: torch.Tensor) -> bool:
+    return tensor.ndim in (1, 2) and tensor.numel() == max(tensor.shape)
 
 
 def _require_finite(tensor: torch.Tensor, what: str) -> None:
@@ -294,7 +295,7 @@ def _check_sizes(q: Quantized, name: str, source: object) -> None:
 
 
 def _check_decodes(q: Quantized, what: str) -> None:
-    """Raise MiniloraError unless every weight is a finite fp32: scales that are finite apart may
+    """Raise MiniloraError unless every weight is a finite fp32: factors that are finite apart may
     not be so multiplied.
     """
     scales = q.scales()
