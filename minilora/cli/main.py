@@ -31,6 +31,7 @@ COMMANDS = {
     "chat": ("minilora.cli.chat", "talk with a model in the terminal"),
     "evaluate": ("minilora.cli.evaluate", "score a model on a data folder's test split"),
     "merge": ("minilora.cli.merge", "write an adapter into its model's weights"),
+    "export": ("minilora.cli.export", "write a model as a file for llama.cpp and Ollama"),
     "budget": ("minilora.cli.budget", "say what a run will need in memory, time and money"),
     "pretrain": ("minilora.cli.pretrain", "train the shipped tiny Llama from nothing"),
     "models": ("minilora.cli.models", "list the models known by name; fetch or remove one"),

@@ -22,7 +22,7 @@ from minilora.llama import Llama
 from minilora.recipes import load, merge
 from minilora.train import scoring
 
-GROUPED = ("finetune", "evaluate", "generate", "merge", "budget")
+GROUPED = ("finetune", "evaluate", "generate", "merge", "export", "budget")
 
 
 @pytest.fixture
