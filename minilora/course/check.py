@@ -6,9 +6,11 @@ the same random inputs and judges the shape first, then the values. If they diff
 named wrong answers of the exercise: the one that gives the learner's numbers is the likeliest
 mistake, and its hint is shown. The verdict shows itself as ✅, ⏳ or ❌ with `data-state` `done`,
 `waiting` or `wrong`. It never raises, so that "Run all" goes on; with MINILORA_STRICT=1 all but ✅
-raise CheckFailed.
-What it leaves out: loops that never end (interrupt the kernel), and answers that are right by
-another path but off by more than the exercise's tolerance.
+raise CheckFailed. An interrupt of the kernel is the learner's and stops the cell. Whatever an
+answer does, or gives back, it has SECONDS and a page to print on, and what it changed for everybody
+is put back (`check_bounds`).
+What it leaves out: answers that are right by another path but off by more than the exercise's
+tolerance.
 Where numerics differ: see `course.exercises`; comparison happens in float64, bfloat16 included.
 """
 
@@ -17,15 +19,20 @@ from __future__ import annotations
 import copy
 import html
 import os
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from ..errors import MiniloraError
+from .check_bounds import PRINTED, Outcome, bounded
 from .exercises import Exercise, find
 
+SECONDS = 20.0  # for all that a check does with an answer; the slowest right one takes 1
+STOPS = "your code stops with "
 SIGNS = {"done": "✅", "waiting": "⏳", "wrong": "❌"}
 
 
@@ -63,7 +70,9 @@ def exercise(identity: str, answer: Callable) -> Verdict:
     """
     try:
         verdict = judge(find(identity), answer)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # the learner's
+        raise
+    except BaseException as error:  # some libraries raise what is no Exception
         verdict = Verdict(str(identity), "wrong", f"the check itself could not run: {_told(error)}")
     if verdict.state != "done" and os.environ.get("MINILORA_STRICT") == "1":
         raise CheckFailed(f"exercise {identity}: {verdict.message}")
@@ -71,28 +80,50 @@ def exercise(identity: str, answer: Callable) -> Verdict:
 
 
 def judge(task: Exercise, answer: Callable) -> Verdict:
-    """The verdict on `answer`, first bad case first. Exceptions of the answer become ⏳ or ❌.
-    Those of the exercise pass.
+    """The verdict on `answer`, first bad case first. What the answer raises becomes ⏳ or ❌, but
+    for KeyboardInterrupt. Exceptions of the exercise pass.
     """
     cases = [_inputs(task, seed) for seed in range(task.cases)]
     wanted = [_run(task, task.reference, case) for case in cases]
+    given = [copy.deepcopy(case) for case in cases]
+    end = monotonic() + SECONDS
     got = []
-    for case in cases:
-        try:
-            got.append(_run(task, answer, case))
-        except NotImplementedError:
-            return Verdict(
-                task.id,
-                "waiting",
-                f"{task.title}: not written yet. Fill in the cell above, then run this one again.",
-            )
-        except (Exception, SystemExit) as error:
-            return Verdict(
-                task.id,
-                "wrong",
-                f"{task.title}: your code stops with {_told(error)}",
-                type(error).__name__,
-            )
+    for case in given:
+        outcome = bounded(lambda case=case: task.run(answer, *case), end - monotonic())
+        if outcome.printed:
+            print(outcome.printed, end="")
+        if trouble := _trouble(task, outcome):
+            return trouble
+        got.append(outcome.value)
+    # what came back may be anything, and looking at it runs its code
+    looked = bounded(lambda: _look(task, cases, got, wanted), end - monotonic())
+    return looked.value or _trouble(task, looked, "what it returns cannot be compared: ")
+
+
+def _trouble(task: Exercise, outcome: Outcome, where: str = STOPS) -> Any:
+    """The verdict on an answer that did not end by itself or with a value; else None."""
+    if outcome.stopped == "time":
+        told = (
+            f"your code was stopped, since a check takes {SECONDS:g} seconds at most. Is there a "
+        )
+        told += "loop that never ends?"
+        if outcome.left:
+            told += " It is in one long call, which goes on: restart the kernel to end it."
+        return Verdict(task.id, "wrong", f"{task.title}: {told}", "time")
+    if outcome.stopped == "output":
+        told = f"your code was stopped, since it prints more than {PRINTED:,} characters."
+        return Verdict(task.id, "wrong", f"{task.title}: {told}", "output")
+    if isinstance(outcome.error, NotImplementedError) and where == STOPS:
+        told = "not written yet. Fill in the cell above, then run this one again."
+        return Verdict(task.id, "waiting", f"{task.title}: {told}")
+    if outcome.error is not None:
+        told, kind = _told(outcome.error), type(outcome.error).__name__
+        return Verdict(task.id, "wrong", f"{task.title}: {where}{told}", kind)
+    return None
+
+
+def _look(task: Exercise, cases: list[tuple], got: list, wanted: list) -> Verdict:
+    """The verdict on what an answer returned."""
     faults = [difference(g, w, task.tolerance) for g, w in zip(got, wanted)]
     fault = next((f for f in faults if f), "")
     if not fault:
@@ -121,13 +152,14 @@ def _run(task: Exercise, answer: Callable, case: tuple) -> Any:
 def _same(task: Exercise, wrong: Callable, case: tuple, got: Any) -> bool:
     try:
         return not difference(got, _run(task, wrong, case), task.tolerance)
-    except (Exception, SystemExit):
+    except Exception:
         return False
 
 
 def _told(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    name = type(error).__name__
+    said = bounded(lambda: str(error)[:2000].strip().splitlines()[:1], 1.0).value  # may be its code
+    return f"{name}: {said[0][:300]}" if said else name
 
 
 def difference(got: Any, wanted: Any, tolerance: float = 1e-5) -> str:
@@ -158,10 +190,12 @@ def _is_numbers(value: Any) -> bool:
 
 def _named(value: Any) -> str:
     if isinstance(value, dict):
-        return f"a dict with the keys {sorted(map(str, value))}"
+        keys = sorted(map(str, value))
+        return f"a dict with the keys {keys if len(keys) <= 20 else reprlib.repr(keys)}"
     if isinstance(value, (list, tuple)):
         return f"{len(value)} of them"
-    return f"{type(value).__name__} {str(value)[:60]!r}"
+    # the ends of a long list alone are written out
+    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())[:60]}"
 
 
 def _array(value: Any) -> np.ndarray | None:
@@ -176,12 +210,15 @@ def _array(value: Any) -> np.ndarray | None:
     except (TypeError, ValueError):
         return None
     if array.dtype.kind == "f":
-        return array.astype(np.float64)
+        return array.astype(np.float64, copy=False)
     return array if array.dtype.kind in "biuc" else None
 
 
 def _leaf_difference(got: Any, wanted: Any, tolerance: float) -> str:
-    want, have = _array(wanted), _array(got)
+    want, shape = _array(wanted), getattr(got, "shape", None)
+    if want is not None and isinstance(shape, tuple) and tuple(shape) != want.shape:
+        return f"the shape is {tuple(shape)}, expected {want.shape}"  # before it is converted
+    have = _array(got)
     if want is None:
         return (
             ""

@@ -87,18 +87,31 @@ class Panel:
         self.wanted.clear()
         self.draw()
         self.thread = threading.Thread(target=self._answer, daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except RuntimeError as error:  # the system gives no more threads
+            self.thread = None
+            self._end(error)
 
     def _answer(self) -> None:
+        trouble: BaseException | None = None
         try:
             self.conversation.ask(self.question, self._grow, self.wanted.is_set)
-        except Exception as error:  # a thread's exception would be seen by nobody
-            self.trouble = (
-                str(error)
-                if isinstance(error, MiniloraError)
-                else f"{type(error).__name__}: {error}"
-            )
+        except (KeyboardInterrupt, SystemExit):  # somebody ends the thread
+            raise
+        except (
+            BaseException
+        ) as error:  # seen by nobody in a thread; a panic in Rust is no Exception
+            trouble = error
+        finally:
+            self._end(trouble)
+
+    def _end(self, trouble: BaseException | None) -> None:
+        """No longer answering: ready for the next question, with a line where something failed."""
         self.state = "stopped" if self.wanted.is_set() else "idle"
+        if trouble is not None:
+            kind = "" if isinstance(trouble, MiniloraError) else f"{type(trouble).__name__}: "
+            self.trouble = " ".join(f"{kind}{trouble}".split())
         self.draw()
 
     def _grow(self, piece: str) -> None:
