@@ -2,12 +2,14 @@
 nothing else. A server here plays the hub.
 """
 
+import base64
 import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from minilora import lora
 from minilora.errors import MiniloraError
@@ -159,4 +161,43 @@ def test_a_folder_of_this_machine_is_named_to_nobody(folder, hub, tmp_path, monk
             share(folder, "me/mine")
     with pytest.raises(MiniloraError, match="holds no adapter"):
         share(tmp_path, "me/mine")
+    assert hub.heard == []
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_is_not_followed(folder, hub, tmp_path, name):
+    secret = tmp_path / "secret"
+    (folder / name).rename(secret)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(MiniloraError, match=f"{name} is a symbolic link"):
+        share(folder, "me/mine")
+    assert hub.heard == []
+
+
+def test_fields_that_are_not_the_adapters_stay_here(folder, hub):
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"author": "private", "notes": {"home": "/private"}}))
+    assert share(folder, "me/mine").endswith("; author, notes of adapter_config.json stayed here")
+    commit = next(body for path, body in hub.heard if "/commit/" in path)
+    sent = {
+        each["value"]["path"]: base64.b64decode(each["value"]["content"])
+        for each in map(json.loads, commit.splitlines())
+        if each["key"] == "file"
+    }
+    assert json.loads(sent["adapter_config.json"]) == config
+    assert sent["adapter_model.safetensors"] == (folder / "adapter_model.safetensors").read_bytes()
+    assert not any(b"private" in content for content in sent.values())
+
+
+def test_weights_whose_header_says_more_stay_here(folder, hub):
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "trained_by": "private"})
+    with pytest.raises(MiniloraError, match="holds 'trained_by' in its header"):
+        share(folder, "me/mine")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(MiniloraError, match="adapter_model.safetensors is damaged"):
+        share(folder, "me/mine")
+    with pytest.raises(MiniloraError, match="'../mine' is no repository"):
+        share(folder, "../mine")
     assert hub.heard == []
