@@ -69,6 +69,8 @@ def run(args) -> int:
         raise Interrupted(_how_to_go_on(args.out)) from error
     for line in result.told():
         print(line)
+    if result.history.diverged:
+        raise MiniloraError(f"{result.history.diverged} (--overwrite does that in {args.out})")
     return 0
 
 

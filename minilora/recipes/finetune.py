@@ -115,15 +115,23 @@ def resume(
     """
     folder = _folder(require_folder(out), say)
     with folder.alone():
-        about = folder.saved_about()
-        settings = (
-            settle(given or {})
-            if about is None
-            else resumed(about["settings"], given or {}, folder.path / "run.json")
-        )
+        settings = _goes_on(folder, given or {})
         require_folder(folder.path, read=_read_by(settings))
         folder.require_own(_results(settings))
         return _train(settings, folder, True, say, watched)
+
+
+def _goes_on(folder: RunFolder, given: Mapping[str, Any]) -> Settings:
+    """The settings of the run in the folder, or of the one that begins there."""
+    about = folder.saved_about()
+    if about is not None:
+        return resumed(about["settings"], given, folder.path / "run.json")
+    if given.get("data") is None:
+        raise MiniloraError(
+            f"{folder.path} holds no run to go on with; give the folder of one, or --data to begin "
+            "one"
+        )
+    return settle(given)
 
 
 def _folder(out: Path, say: Say) -> RunFolder:
@@ -154,6 +162,7 @@ def _train(
     from ..system.precision import pick_device
     from ..text import ends
     from ..text.tokenizer import Tokenizer
+    from ..train.divergence import unwarned
     from ..train.loop import fit
     from ..train.run_folder import fingerprint
     from ..train.run_json import identity
@@ -196,7 +205,7 @@ def _train(
     reporter = Reporter(config.steps, say, watched)
     told = dict(out=folder, resume=resuming, progress=watched, on_step=reporter)
     try:
-        with row_lines.named(load.find_data(settings.data, lambda line: None)):
+        with row_lines.named(load.find_data(settings.data, lambda line: None)), unwarned():
             history = fit(model, rows, config, valid=valid, **told)
     except MemoryFull as error:
         remedy = memory_warning.after_full(counted(settings, source), source, device, rows, folder)
@@ -208,6 +217,8 @@ def _train(
         "steps": history.steps,
         "valid_losses": history.valid_losses,
         "seconds": round(seconds, 1),
+        "status": "diverged" if history.diverged else "finished",
+        **({"why": history.diverged} if history.diverged else {}),
     }
     folder.write_about()
     return Result(folder.path, weights, history, trainable, total, seconds)

@@ -3,9 +3,6 @@ from .batches import (
     Batches as Batches,
 )
 from .checks import (
-    CheckFailed as CheckFailed,
-)
-from .checks import (
     check as check,
 )
 from .config import (
@@ -46,6 +43,9 @@ from .loss import (
 )
 from .loss import (
     tensors as tensors,
+)
+from .row_checks import (
+    CheckFailed as CheckFailed,
 )
 from .row_checks import (
     check_rows as check_rows,

@@ -26,6 +26,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ from ..text.rows import IGNORE, Row
 from .batches import Batches
 from .checks import check, check_model
 from .config import TrainConfig, settled
+from .divergence import Diverged, diverged
 from .loss import evaluate_loss, loss_sum, tensors
 from .row_checks import CheckFailed, check_rows
 from .run_folder import RunFolder, fingerprint, require_same
@@ -62,10 +64,11 @@ __all__ = [
 @dataclass
 class History:
     """What a run reports: one record per step, one per validation. `records` are the lines of
-    metrics.jsonl.
+    metrics.jsonl. `diverged`: why the run is no success (see divergence.py), or nothing.
     """
 
     records: list[dict] = field(default_factory=list)
+    diverged: str = ""
 
     @property
     def losses(self) -> list[float]:
@@ -221,6 +224,7 @@ def fit(
         ):
             torch.manual_seed(config.seed)
             loop.go(loop.begin(resume), progress, on_step, interrupted)
+        loop.judge()
     return loop.history
 
 
@@ -375,6 +379,17 @@ class _Loop:
         raise MiniloraError(
             f"the loss at step {step + 1} is {loss}, its gradient norm {norm}; {remedy}"
         )
+
+    def judge(self) -> None:
+        """Warn if the run has made the model worse."""
+        self.doing = "in the look at the rows of step 1 after the last"
+        rows, config = self.batches(0), self.config
+        after = evaluate_loss(self.model, rows, config.batch_size, config.precision)
+        vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        found = diverged(self.history.losses, after, vocabulary, config.lr)
+        self.history.diverged = found
+        if found:
+            warnings.warn(found, Diverged, stacklevel=3)
 
     def go(self, start: int, progress: bool, on_step, interrupted) -> None:
         from tqdm.auto import tqdm

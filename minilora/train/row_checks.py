@@ -123,8 +123,9 @@ def _require_ends(rows: Sequence[Row], ends: set[int], among: str) -> None:
     asked = [
         (number, row) for number, row in enumerate(rows, 1) if IGNORE in row[1][1:] and _learns(row)
     ]
-    even = len({len(ids) for ids, _ in rows[:-1]}) <= 1  # as packed rows are
-    stream = even and any(labels[0] != IGNORE for _, (_, labels) in asked)
+    # rows that were packed are of one length, and one begins in the middle of an answer
+    even = len({len(ids) for ids, _ in rows[:-1]}) <= 1
+    stream = any(labels and labels[0] != IGNORE for _, labels in rows)
     open_rows = [
         number for number, row in asked if _open(row, ends, even and (stream or _any(row, ends)))
     ]

@@ -5,7 +5,6 @@ errors that are seen.
 import gc
 import re
 import threading
-import types
 import weakref
 import xml.etree.ElementTree as ElementTree
 
@@ -18,7 +17,7 @@ from minilora.course.explore.live import LossPicture
 from minilora.errors import MiniloraError
 from minilora.llama import Config, Llama
 from minilora.llama.generate import generate
-from minilora.text.chat import Conversation, Stream, answer_ends, reply
+from minilora.text.chat import Conversation, Stream, reply
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +58,6 @@ def test_stop_ends_an_answer_and_keeps_what_is_there(pair):
     assert [turn["role"] for turn in talk.turns] == ["user", "assistant"] and talk.turns[1][
         "content"
     ] == cut
-
-
-@pytest.mark.parametrize(
-    "own, ends", [(None, [2]), (2, [2]), (7, [2, 7]), ([9, 7], [2, 7, 9]), ([], [2])]
-)
-def test_an_answer_ends_where_tokenizer_or_configuration_say(pair, own, ends):
-    """Llama 3's configuration names several ends, of which the tokenizer knows one."""
-    model = types.SimpleNamespace(config=types.SimpleNamespace(eos_token_id=own))
-    assert answer_ends(model, pair[1]) == ends
 
 
 def test_an_end_is_not_shown_and_nothing_behind_it(pair):

@@ -71,3 +71,17 @@ def test_the_loss_is_measured_in_the_precision_asked_for(model):
 def test_rows_without_an_answer_have_no_loss(model):
     with pytest.raises(MiniloraError, match="no token of these rows is learned"):
         train.evaluate_loss(model, [([1, 2], [IGNORE, IGNORE])])
+
+
+@pytest.mark.parametrize("given, used", [(None, 0), (-1, 0), (0, 0), (7, 7)])
+def test_a_padding_id_that_is_none(model, given, used):
+    """-1 stands in the config.json of old conversions; transformers takes it for none, too."""
+    model.config.pad_token_id = given
+    assert train.loss.pad_id_of(model) == used
+    each = sum(train.evaluate_loss(model, [row]) * sum(x != IGNORE for x in row[1]) for row in ROWS)
+    tokens = sum(x != IGNORE for _, labels in ROWS for x in labels)
+    assert train.evaluate_loss(model, ROWS) == pytest.approx(each / tokens, rel=1e-6)
+
+
+def test_a_model_that_says_nothing_of_padding(model):
+    assert train.loss.pad_id_of(torch.nn.Linear(2, 2)) == 0

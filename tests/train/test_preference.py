@@ -253,6 +253,25 @@ def test_answers_are_drawn_from_the_policy_and_end_where_it_ends(model, tokenize
         assert tokenizer.eos_id not in drawn[:-1]
 
 
+def test_a_drawn_answer_ends_at_any_end_of_the_model(model, tokenizer):
+    """Also at one that only the model's files name, such as the end of a turn."""
+    free = preference.sample_answers(model, tokenizer, ["the cat"], seed=3, max_new_tokens=9)[0]
+    drawn = [label for label in free[1] if label != IGNORE]
+    assert len(drawn) > 3
+    model.config.eos_token_id = [319, drawn[2]]
+    (ids, labels), *_ = preference.sample_answers(
+        model, tokenizer, ["the cat"], seed=3, max_new_tokens=9
+    )
+    assert [x for x in labels if x != IGNORE] == drawn[: drawn.index(drawn[2]) + 1]
+    assert ids[: labels.count(IGNORE)] == free[0][: free[1].count(IGNORE)]
+
+
+def test_padding_that_the_model_does_not_have_is_named(model, tokenizer):
+    model.config.vocab_size = tokenizer.eos_id
+    with pytest.raises(MiniloraError, match="eos_token .* has the id 2"):
+        preference.sample_answers(model, tokenizer, ["the cat"], seed=3)
+
+
 def _rewarded(tiny_folder, tokenizer, beta):
     """Twenty steps towards answers of one token that is a single letter."""
     torch.manual_seed(0)

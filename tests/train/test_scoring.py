@@ -1,8 +1,11 @@
 """Scoring: an answer belongs to its question, not to its batch."""
 
+import types
+
 import pytest
 import torch
 
+from minilora.errors import MiniloraError
 from minilora.llama import Llama
 from minilora.text import Tokenizer, encode_prompt
 from minilora.train.scoring import exact_match, is_hit
@@ -78,3 +81,42 @@ def test_the_longest_wanted_answer_of_a_batch_has_room(tiny_folder):
     examples = [{"prompt": name, "response": answer} for name, answer in wanted.items()]
     table = {tuple(encode_prompt(name, tokenizer)): answer for name, answer in wanted.items()}
     assert exact_match(Speaker(tokenizer, table), tokenizer, examples)[0] == 2
+
+
+@pytest.mark.parametrize("where", ["config", "generation_config"])
+def test_an_answer_ends_at_any_end_of_the_model(tiny_folder, where):
+    """A chat's model says its end of turn, and the tokenizer calls another token EOS."""
+    tokenizer = Tokenizer.from_pretrained(tiny_folder)
+    turn = tokenizer.encode("<|user|>")[0]
+    examples = [{"prompt": "who", "response": "the cat"}, {"prompt": "a", "response": "b"}]
+    table = {
+        tuple(encode_prompt(e["prompt"], tokenizer)): e["response"] + "<|user|>the"
+        for e in examples
+    }
+    speaker = Speaker(tokenizer, table)
+    assert exact_match(speaker, tokenizer, examples)[0] == 0
+    setattr(speaker, where, types.SimpleNamespace(eos_token_id=[319, turn], vocab_size=320))
+    assert exact_match(speaker, tokenizer, examples) == (2, 2, ["the cat", "b"])
+
+
+def test_the_model_is_told_every_end(tiny_folder, monkeypatch):
+    """Else a row that has ended goes on, and others wait for it."""
+    model, tokenizer = Llama.from_pretrained(tiny_folder), Tokenizer.from_pretrained(tiny_folder)
+    model.config.eos_token_id = [7, 9]
+    stops, generate = [], model.generate
+
+    def told(*args, **settings):
+        stops.append(settings["stop"])
+        return generate(*args, **settings)
+
+    monkeypatch.setattr(model, "generate", told)
+    exact_match(model, tokenizer, [{"prompt": "who", "response": "the cat"}])
+    assert stops == [[2, 7, 9]]
+
+
+def test_padding_that_the_model_does_not_have_is_named(tiny_folder):
+    model, tokenizer = Llama.from_pretrained(tiny_folder), Tokenizer.from_pretrained(tiny_folder)
+    other = Tokenizer(tokenizer.backend, "<|bos|>", "<|eos|>", "<|user|>")
+    model.config.vocab_size = other.pad_id
+    with pytest.raises(MiniloraError, match="pad_token '<|user|>' has the id 3, .* knows 0 to 2"):
+        exact_match(model, other, [{"prompt": "who", "response": "the cat"}])
