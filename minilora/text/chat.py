@@ -6,7 +6,7 @@ How it works: `reply` continues a row of ids and hands on every piece of text as
 are complete; before each token it asks whether to stop. A `Conversation` keeps the turns, puts them
 into the model's format (text.encode_prompt), and lets the oldest question and answer go where they
 no longer fit the model's positions. The model is our Llama, or another behind `hub.answering`.
-What it leaves out: system prompts, tools, several conversations in one batch.
+What it leaves out: tools, several conversations in one batch.
 """
 
 from __future__ import annotations
@@ -102,16 +102,30 @@ def reply(
 
 
 class Conversation:
-    """The turns of a chat, as `{"role", "content"}`, and the model that answers."""
+    """The turns of a chat, as `{"role", "content"}`, and the model that answers. system: what it is
+    told before the first.
+    """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, max_new: int = 128, **sampling):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        max_new: int = 128,
+        system: str | None = None,
+        **sampling,
+    ):
         self.model, self.tokenizer, self.max_new, self.sampling = (
             model,
             tokenizer,
             max_new,
             sampling,
         )
+        self.told = [] if system is None else [{"role": "system", "content": system}]
         self.turns: list[dict] = []
+
+    def reset(self) -> None:
+        """Forget the turns."""
+        self.turns = []
 
     def ask(
         self,
@@ -122,16 +136,14 @@ class Conversation:
         """Add the question and its answer to the turns; returns the answer, or the part of it that
         was there when `stop` said so.
         """
-        from .prompts import encode_prompt
-
         turns = [*self.turns, {"role": "user", "content": prompt}]
         room = self.model.config.max_position_embeddings - self.max_new
-        while len(turns) > 1 and len(encode_prompt(turns, self.tokenizer)) > room:
+        while len(turns) > 1 and len(self._ids(turns)) > room:
             del turns[:2]  # the oldest question and its answer
         answer = reply(
             self.model,
             self.tokenizer,
-            encode_prompt(turns, self.tokenizer),
+            self._ids(turns),
             self.max_new,
             show=show,
             stop=stop,
@@ -139,3 +151,8 @@ class Conversation:
         )
         self.turns = [*turns, {"role": "assistant", "content": answer}]
         return answer
+
+    def _ids(self, turns: list[dict]) -> list[int]:
+        from .prompts import encode_prompt
+
+        return encode_prompt([*self.told, *turns], self.tokenizer)
