@@ -390,5 +390,8 @@ def test_a_model_merged_into_four_bits_is_read_again(capsys, tiny_folder, data, 
     ).stat().st_size
     capsys.readouterr()
     assert score(capsys, "--model", out, "--data", data, "--limit", "4").startswith("exact match ")
-    assert main(["evaluate", "--model", out, "--code", "nf4", "--data", str(data)]) == 2
-    assert "is in 4 bits already" in capsys.readouterr().err
+    asked = ["evaluate", "--model", out, "--data", str(data), "--limit", "4"]
+    assert main([*asked, "--code", "nf4"]) == 0  # what it is already
+    capsys.readouterr()
+    assert main([*asked, "--code", "fp4"]) == 2
+    assert "is in 4 bits already (nf4), not in fp4" in capsys.readouterr().err

@@ -233,9 +233,11 @@ def test_over_a_folder_that_is_in_4_bits_already(capsys, runs, four, tiny_folder
             capsys.readouterr()
             assert main([*command, *base, *adapter]) == 0
             said.append(capsys.readouterr().out)
-        assert said[0] == said[1] != ""
-        assert "4 bits already; use --code none" in complaint(
-            capsys, *command, "--model", four, *adapter
+        assert main([*command, "--model", str(four), *adapter]) == 0  # as the adapter was trained
+        said.append(capsys.readouterr().out)
+        assert said[0] == said[1] == said[2] != ""
+        assert "is in 4 bits already (nf4), not in fp4; leave --code out" in complaint(
+            capsys, *command, "--model", four, *adapter, "--code", "fp4"
         )
     for name, base in (
         ("one", ["--model", str(tiny_folder)]),
