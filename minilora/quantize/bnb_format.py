@@ -298,7 +298,8 @@ def _check_decodes(q: Quantized, what: str) -> None:
     """Raise MiniloraError unless every weight is a finite fp32: factors that are finite apart may
     not be so multiplied.
     """
-    scales = q.scales()
+    with np.errstate(over="ignore", invalid="ignore"):
+        scales = q.scales()
     _require_finite(scales, f"{what}.absmax, decoded,")
     _require_finite(scales * float(np.abs(q.book.levels).max()), f"{what}, decoded,")
 
