@@ -72,7 +72,7 @@ def place(args, data: Path) -> Path | None:
         if args.overwrite:
             raise MiniloraError("--overwrite says nothing without --out FILE.jsonl; leave it out")
         return None
-    read = [("--data", data)]
+    read = [("--data", path) for path in (data, *(data.iterdir() if data.is_dir() else ()))]
     for option, folder in (("--model", load.place(args.model)), ("--adapter", args.adapter)):
         if folder is not None and Path(folder).is_dir():
             there = sorted(Path(folder).iterdir())

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import MiniloraError
-from ..system.files import atomic_folder, atomic_write, course_folder
+from ..system.files import atomic_folder, atomic_write, course_folder, kind_of
+from ..system.json_files import read_json
+from ..system.outputs import alone, spelled
 
 RECORD = ".minilora-lessons.json"
 
@@ -72,10 +74,9 @@ def _digest(content: bytes) -> str:
 def _record(folder: Path) -> dict[str, str]:
     """Name → digest of what was laid out here before; empty where that is not known."""
     try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / RECORD, {"type": "object"})
+    except MiniloraError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _chosen(wanted: str, names: list[str]) -> str:
@@ -100,7 +101,9 @@ def plan(folder: Path, notebooks: dict[str, bytes], renew: list[str]) -> Plan:
     again = {_chosen(wanted, list(notebooks)) for wanted in renew}
     for name, content in notebooks.items():
         path = folder / name
-        there = path.read_bytes() if path.exists() else None
+        if (kind := kind_of(path)) not in (None, "a file"):
+            raise MiniloraError(f"{path} is {kind}; move it away, or name another folder")
+        there = path.read_bytes() if kind else None
         if there == content:
             made.same.append(name)
         elif there is None or _digest(there) == before.get(name):
@@ -161,7 +164,7 @@ def open_lab(folder: Path, first: str) -> int:
 
 
 def run(args) -> int:
-    folder, notebooks = Path(args.folder).resolve(), shipped()
+    folder, notebooks = spelled(args.folder, "DIR").resolve(), shipped()
     if folder.exists() and not folder.is_dir():
         raise MiniloraError(f"{args.folder} is a file; name a folder for the lessons")
     if folder == (course_folder() / "notebooks").resolve():
@@ -169,8 +172,9 @@ def run(args) -> int:
             f"{args.folder} holds the course's own notebooks; name another folder, or open them "
             f"there with `jupyter lab {args.folder}`"
         )
-    made = plan(folder, notebooks, args.renew)
-    lay_out(folder, made)
+    with alone(folder, "folder"):
+        made = plan(folder, notebooks, args.renew)
+        lay_out(folder, made)
     print("\n".join(report(args.folder, made)))
     if args.no_open:
         print(f"`jupyter lab {args.folder}` opens them")

@@ -16,9 +16,12 @@ then the sum. What is reported is measured after the rounding.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +29,9 @@ from typing import TYPE_CHECKING
 from ..errors import MiniloraError
 from ..qlora.base import resolve
 from ..system.files import atomic_folder, atomic_write
+from ..system.json_files import read_json
 from ..system.outputs import alone, require_folder
+from ..train.made import Made
 from .load import find_data, load
 
 if TYPE_CHECKING:
@@ -43,6 +48,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+
+RECORD = ".minilora-merge.json"
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -122,6 +129,33 @@ def write(model: Llama, out: Path, code: str | None) -> None:
     save_quantized(model, out)
 
 
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `out`. Where that is there already, empty, and its files can only
+    come one by one, a record says whose they are until all have come.
+    """
+    made, record = Made(out), out / RECORD
+
+    def claim(temporary: Path) -> None:
+        made.claim(temporary)
+        if out.exists():
+            with atomic_write(record) as file:
+                file.write_text(json.dumps({"files": made.marks}), encoding="utf-8")
+
+    with atomic_folder(out, before=claim) as temporary:
+        yield temporary
+    record.unlink(missing_ok=True)
+
+
+def take_back(out: Path) -> None:
+    """Remove what a merge that was killed between two files has left in `out`."""
+    if (out / RECORD).is_file():
+        made = Made(out)
+        made.take(read_json(out / RECORD, {"type": "object", "required": ["files"]}))
+        made.remove()
+        (out / RECORD).unlink()
+
+
 @dataclass(frozen=True)
 class Merged:
     """How far the answers moved from the trained model's, in nats a token over so many tokens:
@@ -150,6 +184,7 @@ def run(
     read = [("--model", folder), ("--adapter", Path(adapter))]
     out = require_folder(out, read=read + ([("--data", find_data(data))] if data else []))
     with alone(out):
+        take_back(out)
         if out.exists() and any(out.iterdir()):
             raise MiniloraError(f"{out} is there already and not empty; choose another --out")
         return _merge(adapter, out, model, folder, code, device, data, requantize)
@@ -174,7 +209,7 @@ def _merge(adapter, out, model, folder, code, device, data, requantize) -> Merge
                 layer.rounds_to = types[f"{path}.weight"]  # as every reader of the folder will
         moved = kl(trained, log_probabilities(llama, rows))
     rounded(llama, types, keep=False)
-    with atomic_folder(out) as made:
+    with whole(out) as made:
         write(llama, made, requantize)
         copy_tokenizer(folder, made)
     return Merged(exact, moved, len(trained))

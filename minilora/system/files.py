@@ -183,7 +183,7 @@ def atomic_folder(
     path = Path(path)
     temporary = None
     try:
-        there = path.exists() and not _empty(path)
+        there = path.exists()  # what is there may be a disk of its own: no rename leads into it
         home = path if there else path.parent
         home.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(SUFFIX, PREFIX.format(path.name), home))
@@ -203,8 +203,6 @@ def atomic_folder(
             _sync_folder(path)
         else:
             _sync_folder(temporary)
-            if path.is_dir():  # empty
-                path.rmdir()
             os.replace(temporary, path)
             _sync_folder(path.parent)
     except Exception as error:
@@ -214,15 +212,6 @@ def atomic_folder(
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _empty(path: Path) -> bool:
-    """Whether a folder holds nothing and another may take its place: a link or a disk of its own
-    stays.
-    """
-    if kind_of(path) != "a folder" or os.path.ismount(path) or not os.access(path.parent, os.W_OK):
-        return False
-    return not any(os.scandir(path))
 
 
 def sweep(path: str | os.PathLike) -> None:

@@ -71,14 +71,6 @@ def require_folder(path: str | os.PathLike, option: str = "--out", read: Read = 
     written, is one of those that are read, the current or the home folder, or holds one of these.
     """
     path = spelled(path, option)
-    _require_writable(path, path, option)
-    for name, other in read:
-        place = other if other.is_dir() else other.parent
-        if same(path, place):
-            raise MiniloraError(
-                f"{option} {path} is the folder of {name} ({other}), whose files stay as they "
-                f"are; choose another {option}"
-            )
     for place, called in ((Path.cwd(), "the current folder"), (_home(), "your home folder")):
         for above in (place, *place.parents):
             if same(path, above):
@@ -87,6 +79,14 @@ def require_folder(path: str | os.PathLike, option: str = "--out", read: Read = 
                     f"{option} {str(path)!r} {holds} {called}; name a folder in it, such as "
                     f"{option} runs/first"
                 )
+    for name, other in read:
+        place = other if other.is_dir() else other.parent
+        if same(path, place):
+            raise MiniloraError(
+                f"{option} {path} is the folder of {name} ({other}), whose files stay as they "
+                f"are; choose another {option}"
+            )
+    _require_writable(path, path, option)
     return path
 
 
