@@ -74,6 +74,7 @@ SPM_IDS = {"bos": 1, "eos": 2}  # what llama.cpp takes where the file of such a 
 # Llama 3.1's scheme of rotary positions is in a file as one factor for each pair of numbers. To
 # scale both frequencies' factors and the old length alike changes nothing: the low one is 1 here.
 HIGH_FACTORS = (4.0, 2.0, 3.0, 8.0, 16.0, 32.0)
+FACTORS_ALIKE = 1e-5  # converters compute them in 32 and in 64 bits
 OLD_LENGTHS = (8192, *(1 << power for power in range(4, 24)))
 
 
@@ -86,6 +87,9 @@ def config_of(header: Header) -> Config:
     """A header's metadata as a Config."""
     family = _family(header)
     told = _under(header)
+    for key, value in told.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise MiniloraError(f"{header.path}: {_architecture(header)}.{key} is {value}; {AGAIN}")
     missing = [f"{_architecture(header)}.{name}" for name in SIZES if name not in told]
     if missing:
         raise MiniloraError(f"{header.path}: the metadata lacks {', '.join(missing)}; {AGAIN}")
@@ -93,8 +97,11 @@ def config_of(header: Header) -> Config:
     fields["num_key_value_heads"] = told.get(
         "attention.head_count_kv", fields["num_attention_heads"]
     )
+    hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     if "attention.key_length" in told:
         fields["head_dim"] = told["attention.key_length"]
+    elif isinstance(hidden, int) and isinstance(heads, int) and heads and hidden % heads == 0:
+        fields["head_dim"] = hidden // heads
     fields["vocab_size"] = _embedding(header).shape[0]
     fields["tie_word_embeddings"] = "output.weight" not in header.tensors
     fields["rope_theta"] = _plain(told.get("rope.freq_base", 10000.0))
@@ -245,15 +252,18 @@ def _llama3(header: Header, config: Config) -> dict[str, Any]:
     wrong = f"{header.path}: rope_freqs.weight holds factors of rotary positions"
     if factors.shape != plain.shape or not bool((factors > 0).all()):
         raise MiniloraError(f"{wrong} that are none for heads of {config.head_dim}; {AGAIN}")
-    factor = _plain(float(factors.max()))
+    own = {"rope_type": "llama3", "factor": _plain(float(factors.max())), "low_freq_factor": 1.0}
+    best, least = own, FACTORS_ALIKE
     for high in HIGH_FACTORS:
         for old in OLD_LENGTHS:
-            scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0}
-            scaling |= {"high_freq_factor": high, "original_max_position_embeddings": old}
-            made = rope_frequencies(dataclasses.replace(config, rope_scaling=scaling))
-            if torch.allclose(plain / made, factors, rtol=1e-5, atol=0):
-                return scaling
-    raise MiniloraError(f"{wrong} by no scheme that is known here, Llama 3.1's and its like")
+            tried = {**own, "high_freq_factor": high, "original_max_position_embeddings": old}
+            made = rope_frequencies(dataclasses.replace(config, rope_scaling=tried))
+            off = float((plain / made / factors - 1).abs().max())
+            if off < least:
+                best, least = tried, off
+    if best is own:
+        raise MiniloraError(f"{wrong} by no scheme that is known here, Llama 3.1's and its like")
+    return best
 
 
 def _ids(header: Header) -> dict[str, Any]:
