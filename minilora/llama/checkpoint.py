@@ -39,6 +39,7 @@ from .weight_files import (
     Stored,
     list_tensors,
     model_folder,
+    printed,
     unreadable,
     weight_files,
 )
@@ -70,7 +71,7 @@ def read_config(path: str | PathLike) -> Config:
 
 
 def _few(names: list[str]) -> str:
-    names = sorted(names)
+    names = [printed(name, 100) for name in sorted(names)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -59,8 +59,6 @@ def model_folder(path: str | PathLike) -> Path:
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):
-        if folder.suffix == ".gguf":
-            raise MiniloraError(f"{path} is {GGUF}")
         raise MiniloraError(
             f"{path} is a file; give the folder that holds config.json and {SINGLE}"
         )
@@ -85,12 +83,14 @@ def weight_files(folder: Path) -> list[Path]:
     names = _named(index)
     if os.path.isfile(single) and names != [SINGLE]:
         raise MiniloraError(
-            f"{folder} holds {SINGLE} and {INDEX}, which names {names[0]}: they may be two models; "
-            "move the one away that you do not want"
+            f"{folder} holds {SINGLE} and {INDEX}, which names {printed(names[0])}: they may be "
+            "two models; move the one away that you do not want"
         )
     for name in names:
         if not os.path.isfile(folder / name):
-            raise MiniloraError(f"{folder / name} is missing, which {INDEX} names; {AGAIN}")
+            raise MiniloraError(
+                f"{folder / printed(name)} is missing, which {INDEX} names; {AGAIN}"
+            )
     return [folder / name for name in names]
 
 
@@ -103,10 +103,6 @@ def _named(index: Path) -> list[str]:
     return names
 
 
-GGUF = (
-    "a GGUF file of llama.cpp, which packs weights for running them there; give the folder of "
-    "safetensors from which it was made"
-)
 PICKLE = (
     "a pickle, which could run code when read; convert it to safetensors where you trust it: "
     'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -114,7 +110,7 @@ PICKLE = (
 )
 OTHERS = (  # what else may lie in a folder, the most telling first
     ("adapter_model.*", "an adapter, not a model; give it as --adapter over its own base"),
-    ("*.gguf", GGUF),
+    ("*.gguf", "a GGUF; give that file itself in the folder's place"),
     ("consolidated*", "in its maker's own layout; take the same model in Hugging Face's layout"),
     (
         "*.safetensors",
@@ -135,8 +131,15 @@ def _other_weights(folder: Path) -> str:
     for pattern, told in OTHERS:
         for name in names:
             if Path(name).match(pattern):
-                return f"{hint}, only {name}, which is {told}"
+                return f"{hint}, only {printed(name)}, which is {told}"
     return f"{hint}; {AGAIN}, with its weights"
+
+
+def printed(text: object, limit: int = 200) -> str:
+    """A stranger's text for an error's line: no control characters, and cut where it is long."""
+    line = "".join(each if each.isprintable() else " " for each in str(text))
+    line = " ".join(line.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def own_name(key: str) -> str:
@@ -161,7 +164,7 @@ def list_tensors(files: list[Path]) -> dict[str, Stored]:
                         continue
                     if name in found:
                         raise MiniloraError(
-                            f"{file}: {key} stands in {found[name].file.name} too; {AGAIN}"
+                            f"{file}: {printed(key)} stands in {found[name].file.name} too; {AGAIN}"
                         )
                     part = tensors.get_slice(key)
                     found[name] = Stored(file, tuple(part.get_shape()), key, part.get_dtype())
@@ -184,4 +187,4 @@ def unreadable(file: Path, error: Exception) -> MiniloraError:
             f"{file} is a pointer of Git LFS, not the weights; run `git lfs pull` in its folder, "
             "or fetch it with `hf download`"
         )
-    return MiniloraError(f"{file} is damaged or cut short ({error}); {AGAIN}")
+    return MiniloraError(f"{file} is damaged or cut short ({printed(error)}); {AGAIN}")
