@@ -2,9 +2,11 @@
 planted trap.
 """
 
+import contextlib
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from minilora.errors import MiniloraError
 from minilora.llama import Llama
 from minilora.system import precision
 from minilora.text import IGNORE, Tokenizer, collate, encode_rows
+from minilora.train import TrainConfig, loop
 from minilora.train.run_folder import RunFolder
 
 EXAMPLES = [
@@ -252,6 +255,25 @@ def test_what_no_loss_scale_mends_is_said(adapted, rows, monkeypatch):
         adapted.model.norm.weight.mul_(1e20)  # logits beyond fp16
     with pytest.raises(MiniloraError, match="65504: choose --precision fp32"):
         quiet(adapted, rows, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("scale", "loss", "norm", "lost"),
+    [
+        (None, 1.0, 2.0, False),
+        (None, 1.0, math.inf, True),
+        (None, math.nan, 1.0, True),
+        (2.0, 1.0, math.inf, False),  # the scaler leaves this step out and halves its scale
+        (1.0, 1.0, math.inf, True),  # nothing is left to halve
+        (1.0, 1.0, 2.0, False),
+        (2.0, math.inf, math.nan, True),
+    ],
+)
+def test_a_step_is_lost_where_no_smaller_scale_would_mend_it(scale, loss, norm, lost):
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    run = SimpleNamespace(scaler=scaler, config=TrainConfig())
+    with pytest.raises(MiniloraError, match="lower --lr") if lost else contextlib.nullcontext():
+        loop._Loop._require_finite(run, 0, loss, norm)
 
 
 def test_an_unknown_setting_is_named(adapted, rows):
