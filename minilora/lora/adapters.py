@@ -26,7 +26,7 @@ from .embedding import FullModule, LoRAEmbedding
 from .layer import BASE, Adapted, AdaptedWeight, LoRALinear
 from .starts import SPLITS, start_adapter
 from .targets import full_paths, is_linear, match_targets, original_modules, put
-from .tied import closed, open_head, untie
+from .tied import check_split, closed, open_head, untie
 
 
 def add_lora(
@@ -69,6 +69,10 @@ def add_adapter(
     paths = match_targets(model, config.targets, config.full_modules, strict)
     for path in paths if strict or config.init.startswith(SPLITS) else ():
         check_rank(config.rank_of(path), path, modules[path])
+    for path in paths:
+        config.scale_of(path)  # its pattern is asked before anything is touched
+    if config.init.startswith(SPLITS):
+        check_split(modules, paths, config.init)
     place(model, config, name, paths, full_paths(model, config.full_modules), weights)
     return use_adapter(model, name)
 

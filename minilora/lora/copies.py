@@ -24,6 +24,7 @@ from .config import PREFIX
 from .layer import Adapted
 from .state import check_finite
 from .targets import original_modules
+from .tied import ENDS
 
 Copies = dict[tuple[str, str], Tensor]  # (module's path, parameter's name) -> what the file has
 
@@ -76,7 +77,7 @@ def _same(weight: Tensor, copy: Tensor) -> bool:
 def _wrong_shape(path: str, name: str, weight: Tensor, copy: Tensor) -> str:
     ours, theirs = tuple(weight.shape), tuple(copy.shape)
     told = f"it brings {path}.{name} of shape {theirs}, and the model's has {ours}; "
-    if len(ours) == len(theirs) == 2 and ours[1] == theirs[1]:
+    if path.rpartition(".")[2] in ENDS and ours[1:] == theirs[1:]:
         return told + (
             "the vocabulary was resized before training, so resize the base likewise: in "
             f"transformers model.resize_token_embeddings({theirs[0]}), then save_pretrained, and "

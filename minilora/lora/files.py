@@ -16,10 +16,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from pathlib import Path
 
 from torch import nn
 
+from ..errors import MiniloraWarning
 from ..system.files import atomic_folder, sort_metadata
 from .adapters import (
     adapted_layers,
@@ -39,12 +41,12 @@ from .same_base import (
     SCALE_FIELDS,
     SCALE_KEY,
     base_sample,
+    changed_scale,
     check_same_scale,
     check_same_start,
     compare_base,
     loftq_form,
     over_quantized,
-    say_changed_scale,
 )
 from .state import adapter_state, check_finite, pissa_as_lora, set_adapter_state
 from .targets import match_targets, original_modules
@@ -116,6 +118,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     stored = read_adapter(model, path, name)
     config, metadata, source = stored.config, stored.metadata, stored.source
     check_copies(model, stored.copies, name, source)
+    edited = changed_scale(config, metadata, str(Path(source).with_name(CONFIG)))
     if name in adapters(model):
         check_same_scale(model, config, name, source)
         check_same_start(model, config, name, metadata, source)
@@ -124,7 +127,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     else:
         place_stored(model, stored, name)
     put_copies(model, stored.copies, source)
-    say_changed_scale(config, metadata, str(Path(source).with_name(CONFIG)))
+    if edited:
+        warnings.warn(edited, MiniloraWarning, stacklevel=2)
     return model
 
 

@@ -57,6 +57,15 @@ def read_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     missing or broken, settings that minilora does not have, and tensors that do not fit.
     """
     folder = find_folder(path, name)
+    try:
+        return _read(model, folder)
+    except MiniloraError as error:
+        if str(folder) in str(error):
+            raise
+        raise MiniloraError(f"{folder / CONFIG}: {error}") from None
+
+
+def _read(model: nn.Module, folder: Path) -> Stored:
     settings = read_json(
         folder / CONFIG, remedy="save the adapter again, or copy it from its source"
     )
@@ -65,7 +74,7 @@ def read_adapter(model: nn.Module, path: str | os.PathLike, name: str = "default
     if mlx.is_mlx(settings):
         source = str(folder / mlx.WEIGHTS)
         state, metadata = read_tensors(folder / mlx.WEIGHTS)
-        config, state = mlx.from_mlx(settings, state, modules, ends, source)
+        config, state = mlx.from_mlx(settings, state, modules, ends, str(folder / CONFIG))
     else:
         source = str(folder / WEIGHTS)
         config = from_peft(settings, str(folder / CONFIG))
@@ -181,7 +190,9 @@ def as_one(
     for ours, theirs in pairs.items():
         if at_head + theirs in state and at_table + ours in state:
             tensor = state[at_head + theirs]
-            state = state | {at_table + ours: tensor if ours == "weight" else tensor.T}
+            tensor = tensor if ours == "weight" else tensor.T
+            if tensor.shape == state[at_table + ours].shape:
+                state = state | {at_table + ours: tensor}
     return config, state
 
 

@@ -2,7 +2,7 @@
 
 What it replaces: `re.fullmatch`, for target_modules, rank_pattern and alpha_pattern.
 How it works: a pattern such as (.*)*x tries exponentially many ways before it gives up. The module
-`regex` reads the same language and stops after a given time. Each pattern has a second for all
+`regex` reads the same language and stops after a given time. Each pattern has half a second for all
 the paths that it is ever asked about, where an honest one takes microseconds a path; an answer is
 kept, so asking again costs nothing.
 What it leaves out: what `regex` knows and `re` does not. `re` has to understand a pattern first,
@@ -21,7 +21,7 @@ import regex
 
 from ..errors import MiniloraError
 
-SECONDS = 1.0
+SECONDS = 0.5
 LONGEST = 20_000  # characters; the patterns that trainers write have some hundreds
 
 
@@ -72,6 +72,6 @@ def bounded(pattern: str) -> Bounded:
 
 def fullmatch(pattern: str, path: str) -> bool:
     """Whether all of `path` matches, as re.fullmatch has it. Raises MiniloraError for a pattern
-    that is none, or that takes longer than a second over all paths together.
+    that is none, or that takes longer than half a second over all paths together.
     """
     return bounded(pattern).matches(path)

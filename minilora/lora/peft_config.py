@@ -1,7 +1,7 @@
 """An adapter's settings as PEFT's adapter_config.json, and back.
 
-Every field of PEFT's LoraConfig is here: read (FIELDS), without effect on what a loaded adapter
-answers (NO_EFFECT), or refused by its name where it is switched on (UNSUPPORTED).
+Every field of PEFT's LoraConfig is here: checked for its type (FIELDS), without effect on what a
+loaded adapter answers (NO_EFFECT), or refused by its name where it is switched on (UNSUPPORTED).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .targets import shortest_names
 INIT_TO_PEFT = {"kaiming": True, "random": False}
 
 NAMES = {"type": "array", "items": {"type": "string", "minLength": 1}}
+OBJECT = {"type": ["object", "null"]}
 FLAG = {"type": ["boolean", "null"]}
 POSITIVE = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
 
@@ -35,7 +36,10 @@ FIELDS: dict[str, dict] = {
     "rank_pattern": {"type": ["object", "null"], "additionalProperties": POSITIVE},
     "alpha_pattern": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
     "init_lora_weights": {"type": ["boolean", "string", "null"]},
-    "loftq_config": {"type": ["object", "null"]},
+    "loftq_config": OBJECT,
+    "eva_config": OBJECT,
+    "corda_config": OBJECT,
+    "lora_ga_config": OBJECT,
     "use_rslora": FLAG,
     "use_dora": FLAG,
     "bias": {"type": "string"},
@@ -51,10 +55,6 @@ NO_EFFECT = (
     "megatron_core",  # a module's name, for megatron_config
     "qalora_group_size",  # for use_qalora
     "runtime_config",
-    # how A and B were begun; the file brings them as they ended
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
 )
 
 # off where they are null or false
@@ -142,25 +142,19 @@ def from_peft(settings: dict, source: str) -> AdapterConfig:
             '["q_proj", "v_proj"]'
         )
     dora, rslora = bool(settings.get("use_dora")), bool(settings.get("use_rslora"))
-    try:
-        return AdapterConfig(
-            rank=settings.get("r", 8),
-            alpha=settings.get("lora_alpha", 8),
-            targets="all"
-            if isinstance(targets, str) and targets.lower() == "all-linear"
-            else targets,
-            dropout=settings.get("lora_dropout") or 0.0,
-            init=init_of(settings, source),
-            variant={(0, 0): "lora", (0, 1): "rslora", (1, 0): "dora", (1, 1): "rsdora"}[
-                dora, rslora
-            ],
-            rank_pattern=settings.get("rank_pattern") or {},
-            alpha_pattern=settings.get("alpha_pattern") or {},
-            full_modules=settings.get("modules_to_save") or (),
-            base_model=settings.get("base_model_name_or_path"),
-        )
-    except MiniloraError as error:
-        raise MiniloraError(f"{source}: {error}") from None
+    everything = isinstance(targets, str) and targets.lower() == "all-linear"
+    return AdapterConfig(
+        rank=settings.get("r", 8),
+        alpha=settings.get("lora_alpha", 8),
+        targets="all" if everything else targets,
+        dropout=settings.get("lora_dropout") or 0.0,
+        init=init_of(settings, source),
+        variant={(0, 0): "lora", (0, 1): "rslora", (1, 0): "dora", (1, 1): "rsdora"}[dora, rslora],
+        rank_pattern=settings.get("rank_pattern") or {},
+        alpha_pattern=settings.get("alpha_pattern") or {},
+        full_modules=settings.get("modules_to_save") or (),
+        base_model=settings.get("base_model_name_or_path"),
+    )
 
 
 def refuse_unsupported(settings: dict, source: str) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from reprlib import repr as short
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import MiniloraError, MiniloraWarning
+from ..errors import MiniloraError
 from ..system.json_files import parse_json
 from .adapters import adapters, low_rank_layers
 from .config import AdapterConfig
@@ -62,7 +61,7 @@ def over_quantized(
     """
     stored = stored_json(metadata.get(LOFTQ_KEY), FORM, source)
     wanted: dict | None = stored or (LOFTQ_BASE if config.init == "loftq" else None)
-    forms = [packed_form(module) for module in targets]
+    forms = [packed_form(module) for module in targets if not isinstance(module, nn.Embedding)]
     if wanted is None or (
         not stored and not any(forms)
     ):  # a base in floating point is split anew, by the same steps
@@ -119,28 +118,23 @@ def check_same_scale(model: nn.Module, config: AdapterConfig, name: str, source:
             )
 
 
-def say_changed_scale(config: AdapterConfig, metadata: dict, source: str) -> None:
-    """Warn if adapter_config.json was edited since it was saved and the adapter speaks louder or
-    softer for it. The edited value is what counts, as in PEFT.
+def changed_scale(config: AdapterConfig, metadata: dict, source: str) -> str | None:
+    """A line that says so if adapter_config.json was edited since it was saved and the adapter
+    speaks louder or softer for it. The edited value is what counts, as in PEFT.
     """
     saved = stored_json(metadata.get(SCALE_KEY), SCALES, source)
-    now = {
-        "lora_alpha": config.alpha,
-        "use_rslora": config.rslora,
-        "alpha_pattern": dict(config.alpha_pattern),
-    }
-    changed = (
-        [f"{field} {short(saved[field])}" for field in now if now[field] != saved[field]]
-        if saved
-        else []
+    now = (config.alpha, config.rslora, dict(config.alpha_pattern))
+    changed = [
+        f"{field} {short(saved[field])}"
+        for field, value in zip(SCALE_FIELDS, now)
+        if saved and saved[field] != value
+    ]
+    if not changed:
+        return None
+    return (
+        f"{source} was edited: the adapter was saved with {', '.join(changed)}; what stands there "
+        "now is what counts, as in PEFT"
     )
-    if changed:
-        warnings.warn(
-            f"{source} was edited: it was trained and saved with {', '.join(changed)}; what stands "
-            "there now is what counts, as in PEFT",
-            MiniloraWarning,
-            stacklevel=3,
-        )
 
 
 def base_sample(model: nn.Module) -> dict[str, list]:

@@ -12,10 +12,12 @@ Where numerics differ: nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from ..errors import MiniloraError
 from .layer import Adapted
 
 HEADS = ("lm_head", "embed_out")
@@ -59,6 +61,17 @@ def tied_ends(modules: dict[str, nn.Module]) -> tuple[str, str] | None:
             if isinstance(module, nn.Embedding) and module.weight is weight:
                 return path, head
     return None
+
+
+def check_split(modules: dict[str, nn.Module], paths: Sequence[str], init: str) -> None:
+    """Raise MiniloraError if PiSSA or LoftQ would split an embedding, or a head that reads one."""
+    ends = tied_ends(modules) or ()
+    for path in paths:
+        if path in ends or isinstance(modules[path], nn.Embedding):
+            raise MiniloraError(
+                f"{init} splits a linear layer's weight, and {path} is an embedding or shares its "
+                "table; leave it out of targets, or start with kaiming"
+            )
 
 
 def untie(model: Any, layers: dict[str, Adapted]) -> None:
