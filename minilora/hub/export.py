@@ -28,5 +28,14 @@ def save_model(model: nn.Module, path: str | Path) -> None:
     """Write transformers' model with all its weights as a folder, whole or not at all."""
     from ..system.files import atomic_folder
 
+    # Once an end was added to it, transformers refuses to save what many folders hold, such as a
+    # temperature without do_sample; what it reads is written back as it is.
+    kept = model.generation_config
     with atomic_folder(path) as folder, libraries():
-        model.save_pretrained(folder, max_shard_size="50GB")
+        try:
+            model.generation_config = type(kept)()
+            model.save_pretrained(folder, max_shard_size="50GB")
+        finally:
+            model.generation_config = kept
+        file = folder / "generation_config.json"
+        kept.to_json_file(file, use_diff=True, keys_to_pop=["compile_config"])

@@ -8,6 +8,7 @@ from minilora import lora, train
 from minilora.errors import MiniloraError
 from minilora.llama import Config, Llama
 from minilora.text import IGNORE, collate
+from minilora.train.loss import pad_id_of
 
 ROWS = [
     ([1, 5, 6, 7, 2], [IGNORE, IGNORE, IGNORE, 7, 2]),
@@ -77,11 +78,11 @@ def test_rows_without_an_answer_have_no_loss(model):
 def test_a_padding_id_that_is_none(model, given, used):
     """-1 stands in the config.json of old conversions; transformers takes it for none, too."""
     model.config.pad_token_id = given
-    assert train.loss.pad_id_of(model) == used
+    assert pad_id_of(model) == used
     each = sum(train.evaluate_loss(model, [row]) * sum(x != IGNORE for x in row[1]) for row in ROWS)
     tokens = sum(x != IGNORE for _, labels in ROWS for x in labels)
     assert train.evaluate_loss(model, ROWS) == pytest.approx(each / tokens, rel=1e-6)
 
 
 def test_a_model_that_says_nothing_of_padding(model):
-    assert train.loss.pad_id_of(torch.nn.Linear(2, 2)) == 0
+    assert pad_id_of(torch.nn.Linear(2, 2)) == 0
