@@ -164,6 +164,12 @@ def test_requantized_it_is_what_transformers_makes_of_the_merged_folder(answerin
         torch.testing.assert_close(found, theirs(tmp_path / "four")(IDS).logits, rtol=0, atol=1e-5)
 
 
+def test_what_is_reported_is_measured_after_the_rounding(answering, tmp_path):
+    base = dense(tmp_path / "base", dtype=torch.bfloat16, vocab_size=320)
+    done, _ = merged(base, adapter_for(base, tmp_path / "adapter"), tmp_path / "out")
+    assert 1e-8 < done.kl < 1e-3
+
+
 def test_a_number_beyond_the_base_s_type_is_refused(answering, tmp_path):
     base = dense(tmp_path / "base", dtype=torch.float16, vocab_size=320)
     adapter = adapter_for(base, tmp_path / "adapter")
