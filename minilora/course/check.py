@@ -113,6 +113,9 @@ def _trouble(task: Exercise, outcome: Outcome, where: str = STOPS) -> Any:
     if outcome.stopped == "output":
         told = f"your code was stopped, since it prints more than {PRINTED:,} characters."
         return Verdict(task.id, "wrong", f"{task.title}: {told}", "output")
+    if outcome.stopped == "memory":
+        told = "your code was stopped, since it has filled the memory. What does it keep?"
+        return Verdict(task.id, "wrong", f"{task.title}: {told}", "memory")
     if isinstance(outcome.error, NotImplementedError) and where == STOPS:
         told = "not written yet. Fill in the cell above, then run this one again."
         return Verdict(task.id, "waiting", f"{task.title}: {told}")

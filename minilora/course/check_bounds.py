@@ -28,12 +28,14 @@ from threading import Lock, Thread
 from time import monotonic, sleep
 from typing import Any
 
+from ..system.memory import available
 from .check_state import Snapshot
 
 SWITCH = 1e-5  # seconds from one thread to the next while one is to end
 LOOK = 0.02  # seconds between two looks at the thread
 PATIENCE = 2.0  # seconds that code gets to end after it was told to
 PRINTED = 20_000  # characters
+LEAST = 400 * 10**6  # bytes of free memory; below, a system begins to end programs
 
 
 class Stopped(SystemExit):
@@ -65,8 +67,8 @@ class NoInput(RuntimeError):
 
 @dataclass
 class Outcome:
-    """How it ended: with a value, with an error, or stopped for its `time` or its `output`. left:
-    it could not be stopped and still runs.
+    """How it ended: with a value, with an error, or stopped for its `time`, its `output` or
+    its `memory`. left: it could not be stopped and still runs.
     """
 
     value: Any = None
@@ -136,6 +138,7 @@ def _work(context: contextvars.Context, call: Callable[[], Any], outcome: Outcom
 
 def _wait(thread: Thread, page: _Page, outcome: Outcome, deadline: float) -> None:
     """Until the thread has ended, or is to be ended."""
+    least = min(LEAST, (available("cpu") or 0) // 2)  # somebody else may have filled the memory
     while thread.is_alive():
         left = deadline - monotonic()
         if page.full:
@@ -143,6 +146,9 @@ def _wait(thread: Thread, page: _Page, outcome: Outcome, deadline: float) -> Non
             return
         if left <= 0:
             outcome.stopped = "time"
+            return
+        if (free := available("cpu")) is not None and free < least:
+            outcome.stopped = "memory"
             return
         thread.join(min(left, LOOK))
 
@@ -180,7 +186,7 @@ def _surroundings(page: _Page) -> Iterator[None]:
         raise NoInput("it waits for somebody's input, and a check has nobody; use the arguments")
 
     def leave(*args: object, **named: object) -> None:
-        raise SystemExit(args[0] if args else None)
+        raise SystemExit(*args[:1])
 
     names: list[tuple[object, str, object]] = [
         *((sys, name, page) for name in ("stdout", "stderr", "__stdout__", "__stderr__")),

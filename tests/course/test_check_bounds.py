@@ -88,7 +88,7 @@ def test_a_loop_that_never_ends_is_ended(answer):
     before = threading.active_count()
     began = time.monotonic()
     assert "never ends" in one_line(judge(TASK, answer), "time")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 8
     for _ in range(100):
         if threading.active_count() == before:
             break
@@ -98,20 +98,40 @@ def test_a_loop_that_never_ends_is_ended(answer):
 
 def test_one_long_call_is_left_behind_and_told():
     began = time.monotonic()
-    message = one_line(judge(TASK, lambda x: time.sleep(3)), "time")
-    assert "restart the kernel" in message and time.monotonic() - began < 2.5
+    message = one_line(judge(TASK, lambda x: time.sleep(6)), "time")
+    assert "restart the kernel" in message and time.monotonic() - began < 5
     assert judge(TASK, lambda x: x + x).state == "done"  # and the next check is as ever
 
 
 def test_all_cases_together_have_the_time():
     began = time.monotonic()
     one_line(judge(TASK, lambda x: time.sleep(0.3) or 2 * x), "time")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
 
 
 def test_an_answer_of_moderate_length_is_waited_for(monkeypatch):
     monkeypatch.setattr(check, "SECONDS", 20.0)
     assert judge(TASK, lambda x: time.sleep(0.4) or 2 * x).state == "done"
+
+
+def test_a_full_memory_ends_an_answer(monkeypatch):
+    kept = []
+
+    def hoarder(x):
+        while True:
+            kept.append(None)
+
+    monkeypatch.setattr(check, "SECONDS", 20.0)
+    monkeypatch.setattr(check_bounds, "available", lambda device: 10**9 - len(kept) * 10**4)
+    began = time.monotonic()
+    assert "filled the memory" in one_line(judge(TASK, hoarder), "memory")
+    assert time.monotonic() - began < 5
+
+
+def test_a_memory_that_others_have_filled_ends_nothing(monkeypatch):
+    for free in (10**6, None, 0):
+        monkeypatch.setattr(check_bounds, "available", lambda device: free)
+        assert judge(TASK, lambda x: time.sleep(0.05) or 2 * x).state == "done"
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -496,7 +516,7 @@ def test_numpys_error_handling_of_the_cell_is_the_answers():
 
 def test_a_check_is_quick():
     judge(TASK, lambda x: 2 * x)
-    began = time.monotonic()
+    began = time.process_time()  # the clock on the wall is shared with other work
     for _ in range(5):
         judge(TASK, lambda x: 2 * x)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 1.5

@@ -7,7 +7,7 @@ learner's function, the reference and, if they differ, the named wrong answers o
 the wrong answer that gives the learner's very numbers is the likeliest mistake. The tests prove of
 each exercise that the notebook's solution passes, that the stub waits, and that at least three
 wrong answers are called by their names.
-What it leaves out: marks and logins; and help for loops that never end (interrupt the kernel).
+What it leaves out: marks and logins.
 Where numerics differ: a float is right within `tolerance`, relative to the largest reference value;
 integers, booleans and strings are right only if equal.
 
