@@ -160,6 +160,8 @@ def _add_vocabulary(writer: Any, vocabulary: gguf_vocabulary.Vocabulary) -> None
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
+    if gguf_vocabulary.UNKNOWN in vocabulary.types:
+        writer.add_unk_token_id(vocabulary.types.index(gguf_vocabulary.UNKNOWN))
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
     if vocabulary.scores is not None:

@@ -30,6 +30,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+IN_TEXT = [byte for byte in range(256) if byte < 0xC0 or 0xC2 <= byte < 0xF5]  # in UTF-8
 OURS = r" ?[a-z]+'?|[A-Z][a-z]*|\d|\n| ?[^\sA-Za-z\d]+|\s"  # the shipped base's
 
 # (how text is cut, is a whole piece that is a token taken unmerged) → llama.cpp's name
@@ -137,9 +138,15 @@ def _byte_level(fields: dict, cut: tuple, tokens, types, merges) -> Vocabulary:
             "llama.cpp does not normalize text (NFC); a letter written as two characters, "
             "letter and accent, gets other tokens there"
         )
-    missing = set(byte_letters()) - set(tokens)
+    letters, known = byte_letters(), set(tokens)
+    missing = [byte for byte in IN_TEXT if letters[byte] not in known]
+    if missing and fields["model"].get("unk_token"):
+        raise _no_such(f"it has one token for all unknown bytes ({missing[0]:#x} is one)")
     if missing:
-        raise _no_such(f"{len(missing)} of the 256 bytes have no token")
+        notes.append(
+            f"{len(missing)} bytes have no token ({', '.join(map(hex, missing[:8]))}); text with "
+            "them, such as control characters, may get other tokens in llama.cpp"
+        )
     if cut[0] == OURS:
         _no_merge_crosses(merges)
     return Vocabulary(
@@ -207,6 +214,12 @@ def _scores(pieces: set[str], merges: list[tuple[str, str]]) -> dict[str, float]
     merge, and the pairs that make one piece stand together in the list. Raises MiniloraError
     otherwise.
     """
+    # special tokens are taken out of the text before, so nothing ever merges to one, or with one
+    merges = [
+        (left, right)
+        for left, right in merges
+        if left + right in pieces and _symbol(left, pieces) and _symbol(right, pieces)
+    ]
     pairs = {
         (piece[:at], piece[at:])
         for piece in pieces

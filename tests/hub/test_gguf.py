@@ -95,18 +95,18 @@ def byte_level(cut, texts=TEXTS, size=400, **model) -> Tokenizer:
     return Tokenizer(backend, "<|bos|>", "<|eos|>", "<|pad|>", TEMPLATE)
 
 
-def of_pieces(texts=("the cat sat on the mat", "a hat", "that"), prefix=True) -> Tokenizer:
+def of_pieces(texts=("the cat sat on the mat", "a hat", "that <s>"), prefix=True) -> Tokenizer:
     """A tokenizer as Llama-2's: every pair of pieces that makes a piece is a merge."""
     words = [f"▁{word}" for text in texts for word in text.split()]
     parts = {w[a:b] for w in words for b in range(len(w) + 1) for a in range(b - 1)}
-    pieces = ["▁▁", *sorted(parts, key=lambda part: (len(part), part))]
-    letters = sorted(set("".join(words)))
     special = ["<unk>", "<s>", "</s>"]
+    pieces = ["▁▁", *sorted(parts - set(special), key=lambda part: (len(part), part))]
+    letters = sorted(set("".join(words)))
     tokens = special + [f"<0x{byte:02X}>" for byte in range(256)] + pieces + letters
     vocab = {token: number for number, token in enumerate(tokens)}
     merges = [
         (piece[:at], piece[at:])
-        for piece in pieces
+        for piece in [*special, *pieces]  # transformers' conversion does not leave them out
         for at in range(1, len(piece))
         if piece[:at] in vocab and piece[at:] in vocab
     ]
@@ -415,6 +415,27 @@ def test_nfc_is_written_with_a_note(tokenizer):
     assert "NFC" in gguf_vocabulary.read(made, made.vocab_size).notes[0]
 
 
+def test_bytes_without_a_token_are_told(tokenizer):
+    letters = gguf_vocabulary.byte_letters()
+
+    def without(*bytes_):
+        def change(fields):
+            model = fields["model"]
+            gone = {letters[byte] for byte in bytes_}
+            left = [token for token in model["vocab"] if token not in gone]
+            model["vocab"] = {token: number for number, token in enumerate(left)}
+
+        return changed(tokenizer, change)
+
+    never = without(0xC0, 0xFF)  # in no text
+    assert gguf_vocabulary.read(never, never.vocab_size).notes == []
+    control = without(0x04, 0xFF)
+    assert "1 bytes have no token (0x4)" in gguf_vocabulary.read(control, 400).notes[0]
+    one_for_all = changed(control, lambda f: f["model"].update(unk_token="<|pad|>"))
+    with pytest.raises(MiniloraError, match="one token for all unknown bytes"):
+        gguf_vocabulary.read(one_for_all, 400)
+
+
 def test_more_tokens_than_rows_are_refused(tokenizer):
     with pytest.raises(MiniloraError, match="embedding only 100 rows"):
         gguf_vocabulary.read(tokenizer, 100)
@@ -429,10 +450,10 @@ def test_a_llama_2_tokenizer_gets_scores(tmp_path):
     scores = value(reader, "tokenizer.ggml.scores")
     tokens = value(reader, "tokenizer.ggml.tokens")
     merges = json.loads(made.backend.to_str())["model"]["merges"]
-    ranks = [scores[tokens.index(left + right)] for left, right in merges]
-    assert ranks == sorted(ranks, reverse=True) and len(set(ranks)) == len(
-        {a + b for a, b in merges}
-    )
+    made_of = [left + right for left, right in merges if left + right != "<s>"]
+    ranks = [scores[tokens.index(piece)] for piece in made_of]
+    assert ranks == sorted(ranks, reverse=True) and len(set(ranks)) == len(set(made_of))
+    assert value(reader, "tokenizer.ggml.unknown_token_id") == 0
     assert value(reader, "tokenizer.ggml.add_space_prefix") is True
     assert value(reader, "tokenizer.ggml.add_bos_token") is True
     # the plain format of a tokenizer without a template
@@ -455,7 +476,8 @@ METASPACE = {
 
 def tear_apart(merges):
     """Put one of two ways to make a piece at the end."""
-    first = next(i for i, pair in enumerate(merges) if "".join(pair) == "".join(merges[i + 1]))
+    words = ["".join(pair) for pair in merges]
+    first = next(i for i, word in enumerate(words) if word == words[i + 1] != "<s>")
     merges.append(merges.pop(first))
 
 
