@@ -17,9 +17,10 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
-from ..errors import Interrupted, MiniloraError
+from ..errors import Interrupted, MiniloraError, MiniloraWarning
 from ..system import memory
 
 COMMANDS = {
@@ -84,10 +85,24 @@ def _run(argv: Sequence[str]) -> int:
     return module.run(parser.parse_args(list(argv[1:]))) or 0
 
 
-def _complain(message: str) -> None:
+def _one_line(message: str) -> str:
     line = " ".join(message.split())
     line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
-    print(f"minilora: {line}", file=sys.stderr)
+    return f"minilora: {line}"
+
+
+def _complain(message: str) -> None:
+    print(_one_line(message), file=sys.stderr)
+
+
+def _warning(message, category, *place, **more) -> str:
+    """Our warnings in one line; those of others as Python has them."""
+    if issubclass(category, MiniloraWarning):
+        return _one_line(f"warning: {message}") + "\n"
+    return PYTHONS_FORM(message, category, *place, **more)
+
+
+PYTHONS_FORM = warnings.formatwarning
 
 
 MEMORY = {  # what a command can do about a full memory; finetune, which knows more, says it itself
@@ -107,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unexpected, 130 for Ctrl-C.
     """
     given = sys.argv[1:] if argv is None else argv
+    warnings.formatwarning = _warning
     words, debug = [word for word in given if word != DEBUG], DEBUG in given
     try:
         return _run(words)

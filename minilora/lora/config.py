@@ -84,16 +84,16 @@ class AdapterConfig:
             raise MiniloraError(
                 f"variant {self.variant!r} is not known; choose one of {', '.join(VARIANTS)}"
             )
-        counted = re.fullmatch("(pissa|loftq)_niter_([1-9][0-9]{0,3})", str(self.init))
+        counted = re.fullmatch("(pissa|loftq)_niter_([1-9][0-9]*)", str(self.init))
         if self.init not in INITS and not counted:
             raise MiniloraError(
                 f"init {short(self.init)} is not known; choose one of {', '.join(INITS)} or "
                 "pissa_niter_16, loftq_niter_5"
             )
-        if counted and int(counted[2]) > ROUNDS:
+        if counted and (len(counted[2]) > 9 or int(counted[2]) > ROUNDS):
             raise MiniloraError(
-                f"init {self.init} asks for {counted[2]} rounds; after a few they change nothing, "
-                f"so give at most {ROUNDS}"
+                f"init {short(self.init)} asks for more than {ROUNDS} rounds; after a few they "
+                "change nothing, give 16 or less"
             )
         self._check_names()
 

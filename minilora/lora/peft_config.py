@@ -19,7 +19,7 @@ from .targets import shortest_names
 
 INIT_TO_PEFT = {"kaiming": True, "random": False}
 
-NAMES = {"type": "array", "items": {"type": "string", "minLength": 1}}
+NAME = {"type": "string", "minLength": 1}
 OBJECT = {"type": ["object", "null"]}
 FLAG = {"type": ["boolean", "null"]}
 POSITIVE = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
@@ -31,8 +31,8 @@ FIELDS: dict[str, dict] = {
     "r": POSITIVE,
     "lora_alpha": {"type": "number"},
     "lora_dropout": {"type": ["number", "null"]},
-    "target_modules": {"anyOf": [NAMES, {"type": ["string", "null"]}]},
-    "modules_to_save": {"anyOf": [NAMES, {"type": "null"}]},
+    "target_modules": {"type": ["array", "string", "null"], "items": NAME},
+    "modules_to_save": {"type": ["array", "null"], "items": NAME},
     "rank_pattern": {"type": ["object", "null"], "additionalProperties": POSITIVE},
     "alpha_pattern": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
     "init_lora_weights": {"type": ["boolean", "string", "null"]},

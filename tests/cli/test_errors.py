@@ -387,3 +387,15 @@ def test_ctrl_c_names_resume(world):
         if "loss" in json.loads(line)
     ]
     assert logged == list(range(1, done + 1))
+
+
+def test_a_warning_of_ours_is_one_line():
+    """What a file's owner should know, such as an edited adapter_config.json, and no more."""
+    script = (
+        "import warnings; from minilora.cli.main import main; from minilora.errors import "
+        "MiniloraWarning; main(['--version']); warnings.warn('lora_alpha\\n was 8', "
+        "MiniloraWarning); warnings.warn('of another library')"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr
+    first, second = told.strip().splitlines()[:2]
+    assert first == "minilora: warning: lora_alpha was 8" and "UserWarning: of another" in second
