@@ -3,8 +3,8 @@
 What it replaces: the parts of PEFT that fine-tuning with LoRA, rsLoRA and DoRA needs, in PEFT's
 file format.
 How it works: read layer.py first (the idea), then adapters.py (the model's switchboard), files.py
-(PEFT's folder), starts.py (PiSSA, LoftQ). This file only gathers their names:
-`from minilora import lora; lora.add_lora(model)`.
+(PEFT's folder) and folder.py (anybody's), starts.py (PiSSA, LoftQ). This file only gathers their
+names: `from minilora import lora; lora.add_lora(model)`.
 What it leaves out: PEFT's other methods.
 Where numerics differ: each file says so for itself.
 """
