@@ -100,14 +100,33 @@ def size(path: Path) -> int:
 
 
 def clear(name: str) -> list[Path]:
-    """Remove the model `name` and what is there of it unfinished; returns what was removed."""
-    gone = [path for path in (place(name), partial(name)) if path.is_dir()]
+    """Remove the model `name` and what is there of it unfinished; returns what was removed.
+
+    Only a name that stands in the cache's own list is ever made a path: one that was typed could
+    lead anywhere ("..", "/").
+    """
+    inside = _in_cache()
+    gone = [inside[each] for each in (name, partial(name).name) if each in inside and name]
     for path in gone:
         remove(path)
     return gone
 
 
+def _in_cache() -> dict[str, Path]:
+    """The folders that lie in the cache, by name; no links."""
+    with contextlib.suppress(OSError), os.scandir(models()) as entries:
+        return {
+            each.name: models() / each.name
+            for each in entries
+            if each.is_dir(follow_symlinks=False)
+        }
+    return {}
+
+
 def remove(path: Path) -> None:
+    """Remove a folder that lies in the cache. Raises ValueError for any other: none is removed."""
+    if path.parent != models() or path.name not in _in_cache():
+        raise ValueError(f"{path} is no folder in {models()}")
     try:
         shutil.rmtree(path)
     except OSError as error:
