@@ -69,6 +69,7 @@ def tiny_folder(tmp_path_factory):
         "bos_token": "<|bos|>",
         "eos_token": "<|eos|>",
         "pad_token": "<|pad|>",
+        "add_bos_token": True,
         "chat_template": TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(

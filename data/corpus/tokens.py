@@ -65,6 +65,7 @@ def save_tokenizer(tokenizer, folder: Path, length: int) -> None:
         "pad_token": SPECIAL[0],
         "bos_token": SPECIAL[1],
         "eos_token": SPECIAL[2],
+        "add_bos_token": True,  # before a text that is no chat, as in the documents
         "additional_special_tokens": SPECIAL[3:],
         "clean_up_tokenization_spaces": False,
         "model_max_length": length,

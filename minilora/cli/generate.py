@@ -137,7 +137,7 @@ def run(args) -> int:
     if prompt is None:
         chat(Conversation(model, tokenizer, args.max_new, **sampling))
         return 0
-    ids = tokenizer.encode(prompt, bos=True) if args.raw else encode_prompt(prompt, tokenizer)
+    ids = tokenizer.encode_text(prompt) if args.raw else encode_prompt(prompt, tokenizer)
     reply(model, tokenizer, ids or [tokenizer.eos_id], args.max_new, show=show, **sampling)
     print(flush=True)
     return 0

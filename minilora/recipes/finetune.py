@@ -286,7 +286,7 @@ def read_rows(
             rows = encode_rows(examples, tokenizer, seq)
             say(
                 f"{data} {split}: {long:,} of {len(rows):,} rows are longer than {seq} tokens "
-                "and lose the start of their prompt, or the end of their text"
+                "and lose the start of their prompt, their oldest turns, or the end of their text"
             )
         found.append(rows)
     return found[0], found[1] if len(found) > 1 else []

@@ -152,7 +152,7 @@ def test_a_wrong_value_is_named(capsys, world, name):
 
 
 LINES = {
-    "not json": ("nonsense", "line 3 is not JSON"),
+    "not json": ("nonsense", "line 3 cannot be read as JSON"),
     "lacks a field": ('{"prompt": "x"}', "line 3 lacks the field `response`"),
     "other fields": ('{"question": "x", "answer": "y"}', "line 3 has the fields"),
 }

@@ -27,7 +27,7 @@ def test_reading_all_three_shapes_and_splits(tmp_path):
 
 
 BAD_LINES = {
-    "not json": ("{prompt: 1}", "line 2 is not JSON"),
+    "not json": ("{prompt: 1}", "line 2 cannot be read as JSON"),
     "a list": ("[1, 2]", "line 2 is a JSON list"),
     "no field": ('{"question": "x"}', r"\['question'\]"),
     "no response": ('{"prompt": "x"}', "lacks the field `response`"),

@@ -165,18 +165,31 @@ def test_the_length_that_an_error_asks_for_is_the_least_that_suffices(tokenizer)
         text.encode_example(example, tokenizer, needed - 1)
 
 
-def test_a_conversation_loses_its_oldest_turns_and_keeps_the_end_of_its_last_answer(tokenizer):
+def chat(*contents, system=None):
     turns = [
-        {"role": "user", "content": "abc"},
-        {"role": "assistant", "content": "d"},
-        {"role": "user", "content": "e"},
-        {"role": "assistant", "content": "f"},
+        {"role": ("user", "assistant")[i % 2], "content": content}
+        for i, content in enumerate(contents)
     ]
-    whole, whole_labels = text.encode_example({"messages": turns}, tokenizer)
-    ids, labels = text.encode_example({"messages": turns}, tokenizer, 7)
-    assert ids == [1, *whole[-6:]] and labels == [IGNORE, *whole_labels[-6:]]
-    with pytest.raises(MiniloraError, match="no answer is left of a conversation cut to 1 tokens"):
-        text.encode_example({"messages": turns}, tokenizer, 1)
+    return {"messages": ([{"role": "system", "content": system}] if system else []) + turns}
+
+
+def test_a_conversation_loses_whole_turns_and_never_its_last_question(tokenizer):
+    """The oldest first; what the system says stays. Less than the last question and its answer is
+    refused, with the length that suffices.
+    """
+    whole, whole_labels = text.encode_example(chat("abc", "d", "e", "f"), tokenizer)
+    last = text.encode_example(chat("e", "f"), tokenizer)
+    assert len(last[0]) == 6 and len(whole) > 7
+    for limit in (6, 7, len(whole) - 1):
+        assert text.encode_example(chat("abc", "d", "e", "f"), tokenizer, limit) == last
+    assert text.encode_example(chat("abc", "d", "e", "f"), tokenizer, len(whole)) == (
+        whole,
+        whole_labels,
+    )
+    ruled = text.encode_example(chat("abc", "d", "e", "f", system="s"), tokenizer, 8)
+    assert ruled == text.encode_example(chat("e", "f", system="s"), tokenizer)
+    with pytest.raises(MiniloraError, match="need 6 tokens, the limit is 5; raise --seq to 6"):
+        text.encode_example(chat("abc", "d", "e", "f"), tokenizer, 5)
 
 
 def test_an_error_names_the_example_counted_from_one(tokenizer):

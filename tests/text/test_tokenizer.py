@@ -110,9 +110,10 @@ def test_the_shipped_tokenizer_says_what_the_format_says():
 def test_a_bad_tokenizer_is_named(tmp_path, tiny_folder):
     with pytest.raises(MiniloraError, match="no tokenizer.json"):
         Tokenizer.from_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(MiniloraError, match="not a tokenizer file"):
-        Tokenizer.from_pretrained(tmp_path)
+    for broken, why in (("{", "cannot be read as JSON"), ('{"model": {"vocab": {}}}', "not a tok")):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(MiniloraError, match=why):
+            Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((tiny_folder / "tokenizer.json").read_bytes())
     with pytest.raises(MiniloraError, match="eos_token"):
         Tokenizer.from_pretrained(tmp_path)
