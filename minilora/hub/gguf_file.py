@@ -194,13 +194,12 @@ def _add_special(writer: Any, tokenizer: Tokenizer, stops: list[int], tokens: li
         add(stop)
     ids = tokenizer.backend.encode("a", add_special_tokens=True).ids
     plain = tokenizer.backend.encode("a", add_special_tokens=False).ids
-    begun = ids[: len(ids) - len(plain)] if ids[-len(plain) :] == plain else None
-    if begun not in ([], [tokenizer.bos_id]):
+    if tokenizer.opening not in ([], [tokenizer.bos_id]) or ids[-len(plain) :] != plain:
         raise MiniloraError(
             "the tokenizer puts more than BOS around a text, and llama.cpp would not; take it out "
             "of the post_processor in tokenizer.json"
         )
-    writer.add_add_bos_token(begun != [])
+    writer.add_add_bos_token(tokenizer.opening != [])
     writer.add_add_eos_token(False)
     writer.add_chat_template(template)
 

@@ -92,7 +92,14 @@ def byte_level(cut, texts=TEXTS, size=400, **model) -> Tokenizer:
         fields = json.loads(backend.to_str())
         fields["model"]["ignore_merges"] = True
         backend = Backend.from_str(json.dumps(fields))
-    return Tokenizer(backend, "<|bos|>", "<|eos|>", "<|pad|>", TEMPLATE)
+    return opened(Tokenizer(backend, "<|bos|>", "<|eos|>", "<|pad|>", TEMPLATE))
+
+
+def opened(tokenizer: Tokenizer) -> Tokenizer:
+    """With the opening that a folder would give it: what the post-processor does."""
+    ids = tokenizer.backend.encode("a", add_special_tokens=True).ids
+    tokenizer.opening = [tokenizer.bos_id] if ids[0] == tokenizer.bos_id else []
+    return tokenizer
 
 
 def of_pieces(texts=("the cat sat on the mat", "a hat", "that <s>"), prefix=True) -> Tokenizer:
@@ -123,7 +130,7 @@ def of_pieces(texts=("the cat sat on the mat", "a hat", "that <s>"), prefix=True
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    return Tokenizer(backend, "<s>", "</s>", None, None)
+    return opened(Tokenizer(backend, "<s>", "</s>", None, None))
 
 
 def model_of(tokenizer, seed=0, **fields) -> Llama:
@@ -326,7 +333,7 @@ def test_rope_of_long_contexts(rope, tokenizer, tmp_path):
 def test_the_vocabulary_is_the_tokenizers(tokenizer, tmp_path):
     backend = Backend.from_str(tokenizer.backend.to_str())
     backend.add_tokens(["kitten"])
-    tokenizer = Tokenizer(backend, "<|bos|>", "<|eos|>", "<|pad|>", TEMPLATE)
+    tokenizer = opened(Tokenizer(backend, "<|bos|>", "<|eos|>", "<|pad|>", TEMPLATE))
     reader = written(model_of(tokenizer), tokenizer, tmp_path / "m.gguf")
     tokens = value(reader, "tokenizer.ggml.tokens")
     vocab = tokenizer.backend.get_vocab(with_added_tokens=True)
@@ -388,9 +395,8 @@ def test_a_merge_within_the_pieces_of_the_shipped_tokenizer_is_taken():
 def changed(tokenizer, change):
     fields = json.loads(tokenizer.backend.to_str())
     change(fields)
-    return Tokenizer(
-        Backend.from_str(json.dumps(fields)), tokenizer.bos, tokenizer.eos, None, tokenizer.template
-    )
+    backend = Backend.from_str(json.dumps(fields))
+    return opened(Tokenizer(backend, tokenizer.bos, tokenizer.eos, None, tokenizer.template))
 
 
 @pytest.mark.parametrize(
@@ -506,6 +512,25 @@ def test_stops_get_the_places_there_are(tokenizer, tmp_path):
     with pytest.raises(MiniloraError, match="ends at 4 tokens"):
         written(model, tokenizer, tmp_path / "b.gguf", stops=(2, 3, 4, 0))
     assert not (tmp_path / "b.gguf").exists()
+
+
+def test_a_tokenizer_that_ends_texts_itself_is_refused(tokenizer, tmp_path):
+    ending = {"type": "TemplateProcessing", "pair": []}
+    ending["single"] = [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "<|eos|>", "type_id": 0}},
+    ]
+    ending["special_tokens"] = {"<|eos|>": {"id": "<|eos|>", "ids": [2], "tokens": ["<|eos|>"]}}
+    made = changed(tokenizer, lambda f: f.update(post_processor=ending))
+    with pytest.raises(MiniloraError, match="more than BOS around a text"):
+        written(model_of(made), made, tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_base_begins_texts_as_its_folder_says(tmp_path):
+    assert main(["export", "--type", "q8_0", "--out", str(tmp_path / "m.gguf")]) == 0
+    told = Tokenizer.from_pretrained(data_folder() / "base").opening != []
+    assert value(gguf.GGUFReader(tmp_path / "m.gguf"), "tokenizer.ggml.add_bos_token") is told
 
 
 def test_what_16_bits_cannot_hold_is_refused(tokenizer, tmp_path):
