@@ -103,10 +103,11 @@ def clear(name: str) -> list[Path]:
     """Remove the model `name` and what is there of it unfinished; returns what was removed.
 
     Only a name that stands in the cache's own list is ever made a path: one that was typed could
-    lead anywhere ("..", "/").
+    lead anywhere ("..", "/"). A folder that somebody else put there stays.
     """
     inside = _in_cache()
     gone = [inside[each] for each in (name, partial(name).name) if each in inside and name]
+    gone = [path for path in gone if _ours(path)]
     for path in gone:
         remove(path)
     return gone
@@ -123,10 +124,15 @@ def _in_cache() -> dict[str, Path]:
     return {}
 
 
+def _ours(path: Path) -> bool:
+    """Whether a folder in the cache was made here: it says where it came from, or is unfinished."""
+    return (path / SOURCE).is_file() or path == partial(path.name[1:].removesuffix(".partial"))
+
+
 def remove(path: Path) -> None:
-    """Remove a folder that lies in the cache. Raises ValueError for any other: none is removed."""
-    if path.parent != models() or path.name not in _in_cache():
-        raise ValueError(f"{path} is no folder in {models()}")
+    """Remove a model that lies in the cache. Raises ValueError for any other folder."""
+    if path.parent != models() or path.name not in _in_cache() or not _ours(path):
+        raise ValueError(f"{path} is no model in {models()}")
     try:
         shutil.rmtree(path)
     except OSError as error:

@@ -207,7 +207,7 @@ def removed(home, monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("name", ["nothing", "../outside", "..", ".", "", "a/b", "link"])
+@pytest.mark.parametrize("name", ["nothing", "../outside", "..", ".", "", "a/b", "a", "link"])
 def test_nothing_but_a_model_in_the_cache_is_ever_removed(home, capsys, removed, name):
     put(home, "smollm2-135m")
     (home / "outside").mkdir()
