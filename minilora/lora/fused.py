@@ -29,7 +29,9 @@ What it leaves out: gradients of W, dropout, DoRA, double backward. `can_fuse` s
 autocast over a weight in floating point, down the plain path in layer.py.
 Where numerics differ: in fp32 the forward pass not at all. A gradient may differ in the last bits
 (s moved to the small factor). Over a base in 16 bits the detour is computed in 16 bits, as under
-autocast, and added before its last rounding; PEFT widens x to fp32 for it.
+autocast, there and in PEFT, and added before its last rounding. Outside autocast PEFT widens x to
+fp32 for it: two more copies of the activations, and a layer's step takes a third longer or more.
+What is lost shows where x·A is nearly zero, since A in 16 bits has three digits.
 """
 
 from __future__ import annotations
