@@ -183,7 +183,7 @@ def _train(
     ):
         model, quantization = build(settings, source, device)
     ends.require_ids(model, tokenizer)
-    ends.join(model, tokenizer)
+    ends.tell_end(model, tokenizer)
     trainable, total = count(model, settings)
     marks = {"data": fingerprint(rows), "model": fingerprint_folder(source)}
     folder.identity = identity(Settings, settings.to_json(), marks)

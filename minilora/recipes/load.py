@@ -8,13 +8,18 @@ What it leaves out: models other than Llama.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MiniloraError
-from ..qlora.base import load_base, recipe, resolve
+from ..qlora.base import form_of, load_base, recipe, resolve
 from ..system.files import data_folder
+from ..system.json_files import read_json, shown
+
+FOUR_BITS = re.compile(r"(bnb|[-_.])4-?bit", re.IGNORECASE)
 
 if TYPE_CHECKING:
     from ..llama.model import Llama
@@ -78,6 +83,22 @@ def adapter_quantization(adapter: str, code: str | None) -> dict | None:
     return saved
 
 
+def warn_of_base(adapter: str, model: str) -> None:
+    """Say that `adapter` names a 4-bit base, as those of Unsloth are called, where the base here is
+    not quantized: both answer, and not alike.
+    """
+    from ..lora.folder import CONFIG, find_folder
+
+    base = read_json(find_folder(adapter, "default") / CONFIG).get("base_model_name_or_path")
+    if isinstance(base, str) and FOUR_BITS.search(base):
+        print(
+            f"minilora: warning: {adapter} was trained over {shown(base)}, and {model} is not in 4 "
+            "bits; --code nf4 makes it such a base, --code none says that it is meant",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def load(
     model: str = "tiny",
     adapter: str | None = None,
@@ -97,7 +118,7 @@ def load(
 
     from .. import lora
     from ..system.precision import pick_device
-    from ..text.ends import join
+    from ..text.ends import tell_end
     from ..text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(folder)
@@ -105,5 +126,7 @@ def load(
     if adapter is not None:
         lora.load_adapter(llama, adapter)
         lora.use_adapter(llama, "default", trainable=False)
-    join(llama, tokenizer)
+        if code is None and form_of(llama) is None:
+            warn_of_base(adapter, model)
+    tell_end(llama, tokenizer)
     return llama.eval(), tokenizer

@@ -1,5 +1,6 @@
 """From text to rows of ids: tokenizer, examples, prompts, rows, chats; loads no torch."""
 
+from .ends import answer_ends, tell_end
 from .examples import read_examples, read_split
 from .prompts import encode_prompt, messages_of, question_and_answer
 from .rows import IGNORE, Row, collate, encode_example, encode_rows, pack
@@ -9,6 +10,7 @@ __all__ = [
     "IGNORE",
     "Row",
     "Tokenizer",
+    "answer_ends",
     "collate",
     "encode_example",
     "encode_prompt",
@@ -18,4 +20,5 @@ __all__ = [
     "question_and_answer",
     "read_examples",
     "read_split",
+    "tell_end",
 ]

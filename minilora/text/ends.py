@@ -58,7 +58,7 @@ def require_ids(model: Any, tokenizer: Tokenizer) -> None:
             )
 
 
-def join(model: Any, tokenizer: Tokenizer) -> None:
+def tell_end(model: Any, tokenizer: Tokenizer) -> None:
     """Tell the model the tokenizer's EOS: it stops there by itself, and so does whoever loads the
     folder that it is saved to.
     """

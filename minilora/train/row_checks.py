@@ -134,7 +134,7 @@ def _require_ends(rows: Sequence[Row], ends: set[int], among: str) -> None:
     named = " or ".join(map(str, sorted(ends)))
     remedy = (
         "end each answer with EOS and keep its label, also where PAD is the same token; if the "
-        "tokenizer's EOS is another, tell the model by text.join(model, tokenizer)"
+        "tokenizer's EOS is another, tell the model by text.tell_end(model, tokenizer)"
     )
     if len(open_rows) < len(rows):
         raise RowFailed(

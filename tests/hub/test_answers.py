@@ -10,7 +10,7 @@ from minilora import hub
 from minilora.llama import Llama
 from minilora.text import Tokenizer, encode_prompt
 from minilora.text.chat import reply
-from minilora.text.ends import join
+from minilora.text.ends import tell_end
 from minilora.train.scoring import exact_match
 
 IDS, NEW = torch.tensor([[1, 10, 20, 30, 41]]), 8
@@ -92,7 +92,7 @@ def test_a_model_that_was_told_the_tokenizers_end_says_so_in_its_folder(tiny_fol
         ("ours", Llama.from_pretrained(tmp_path), lambda m, to: m.save_pretrained(to)),
         ("theirs", hub.load(str(tmp_path), "full", device="cpu"), hub.save_model),
     ):
-        join(model, tokenizer)
+        tell_end(model, tokenizer)
         save(model, tmp_path / name)
         saved = GenerationConfig.from_pretrained(tmp_path / name)
         assert set(saved.eos_token_id) == {2, 7, 9} and saved.temperature == 0.6

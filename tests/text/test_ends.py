@@ -6,7 +6,7 @@ import pytest
 
 from minilora import text
 from minilora.errors import MiniloraError
-from minilora.text.ends import answer_ends, end_of, join, model_ends, require_ids
+from minilora.text.ends import answer_ends, end_of, model_ends, require_ids, tell_end
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_the_first_end_counts(ids, ends, place):
 )
 def test_a_model_learns_the_tokenizers_end_where_its_generate_looks(tokenizer, own, joined):
     model = ours(own)
-    join(model, tokenizer)
+    tell_end(model, tokenizer)
     assert model.config.eos_token_id == joined
     library = theirs(5, own)
-    join(library, tokenizer)
+    tell_end(library, tokenizer)
     assert library.config.eos_token_id == 5
     both = joined if isinstance(joined, list) else [joined]
     assert library.generation_config.eos_token_id == sorted({5, *both})
@@ -80,7 +80,7 @@ def test_a_model_learns_the_tokenizers_end_where_its_generate_looks(tokenizer, o
 
 def test_what_generate_stops_at_already_stays_as_it_is_written(tokenizer):
     library = theirs(2, [7, 2])
-    join(library, tokenizer)
+    tell_end(library, tokenizer)
     assert library.generation_config.eos_token_id == [7, 2]
 
 

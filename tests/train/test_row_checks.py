@@ -116,7 +116,7 @@ def test_any_end_of_the_model_will_do(eos, passes):
     if passes:
         check(rows, eos=eos)
     else:
-        with pytest.raises(train.CheckFailed, match="never stop.*text.join"):
+        with pytest.raises(train.CheckFailed, match="never stop.*text.tell_end"):
             check(rows, eos=eos)
 
 
