@@ -112,13 +112,13 @@ def require_same_code(
         )
     if quantization and quantization["code"] == INT8:
         raise MiniloraError(
-            f"{here}, and --method int8 quantizes to {INT8}; choose --method qlora, or take the "
-            "unquantized model"
+            f"{here}, and {INT8} (--method int8) is made from the unquantized model; take that, or "
+            "--method qlora"
         )
     if quantization and quantization["code"] not in {*codes, "none"}:
         raise MiniloraError(
-            f"{here}, not in {quantization['code']}; leave --code out, or take the unquantized "
-            f"model for --code {quantization['code']}"
+            f"{here}, not in {quantization['code']}; give --code {min(codes)} to take it as it "
+            f"is, or the unquantized model for --code {quantization['code']}"
         )
 
 

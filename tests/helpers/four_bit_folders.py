@@ -77,9 +77,9 @@ def rewritten(folder, change):
     return folder
 
 
-def reconfigured(folder, **fields):
-    """Fields of config.json set; None takes one out."""
-    file = folder / "config.json"
+def reconfigured(folder, name="config.json", **fields):
+    """Fields of a JSON file set; None takes one out."""
+    file = folder / name
     told = json.loads(file.read_text()) | fields
     file.write_text(json.dumps({key: each for key, each in told.items() if each is not None}))
     return folder

@@ -236,7 +236,7 @@ def test_over_a_folder_that_is_in_4_bits_already(capsys, runs, four, tiny_folder
         assert main([*command, "--model", str(four), *adapter]) == 0  # as the adapter was trained
         said.append(capsys.readouterr().out)
         assert said[0] == said[1] == said[2] != ""
-        assert "is in 4 bits already (nf4), not in fp4; leave --code out" in complaint(
+        assert "is in 4 bits already (nf4), not in fp4; give --code nf4" in complaint(
             capsys, *command, "--model", four, *adapter, "--code", "fp4"
         )
     for name, base in (

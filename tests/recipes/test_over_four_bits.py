@@ -166,7 +166,7 @@ def test_fp4_is_taken_as_it_is_unless_another_code_is_typed(
     assert told["settings"]["code"] == "fp4"
     assert told["quantization"] == {"code": "fp4", "block": 64, "double": False}
     line = train(capsys, fp4, data, tmp_path / "no", "--code", "nf4", code=2)
-    assert "is in 4 bits already (fp4), not in nf4; leave --code out" in line
+    assert "is in 4 bits already (fp4), not in nf4; give --code fp4" in line
     assert not (tmp_path / "no").exists()
     assert settle({"model": str(fp4)}).code == "fp4" and Settings(model=str(fp4)).code == "nf4"
     assert settle({"model": "tiny"}).code == settle({"model": "no/body"}).code == "nf4"
@@ -176,7 +176,7 @@ def test_fp4_is_taken_as_it_is_unless_another_code_is_typed(
     "more, words",
     [
         (["--method", "full"], "is in 4 bits already (nf4), and --method full"),
-        (["--method", "int8"], "is in 4 bits already (nf4), and --method int8"),
+        (["--method", "int8"], "is in 4 bits already (nf4), and llm.int8 (--method int8)"),
         (["--code", "int4"], "is in 4 bits already (nf4), not in int4"),
         (["--init", "pissa", "--method", "lora"], "--init pissa starts from the unquantized"),
         (["--init", "loftq"], "--init loftq starts from the unquantized"),
@@ -211,6 +211,34 @@ def test_the_budget_counts_a_4_bit_base_by_either_method(four, tiny_folder):
     settings = Settings(model=str(four), method="lora")
     assert finetune.counted(settings, four).method == "qlora"
     assert finetune.counted(settings, tiny_folder) == settings
+
+
+@pytest.mark.parametrize(
+    "name, warned",
+    [
+        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", True),
+        ("unsloth/Llama-3.2-1B-unsloth-bnb-4bit", True),
+        ("mlx-community/Qwen3-0.6B-4bit", True),
+        ("meta-llama/Llama-3.2-1B", False),
+        ("someone/model-of-4bits-and-pieces", True),
+        (None, False),
+    ],
+)
+def test_an_adapter_of_a_4_bit_base_on_another_is_said_once(capsys, four, run, name, warned):
+    reconfigured(run, name="adapter_config.json", base_model_name_or_path=name)
+    told = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(told | {"quantization": None}))
+    whole = four.parent / "dense"
+    for base, code, wanted in (
+        (whole, None, warned),
+        (whole, "none", False),
+        (whole, "nf4", False),
+        (four, None, False),
+    ):
+        capsys.readouterr()
+        load.load(str(base), str(run), code, device="cpu")
+        err = capsys.readouterr().err
+        assert err.count("is not in 4 bits; --code nf4") == wanted, (base, code, err)
 
 
 def test_a_python_caller_is_told_the_same(four, data, tmp_path):
