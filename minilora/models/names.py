@@ -70,9 +70,12 @@ def _from_hub(model: Model) -> Path:
     source = Source(model.name, f"{model.hub} at {info.sha[:12]}, Hugging Face Hub", model.licence)
     cache.write_source(fetched, source)
     place = cache.place(model.name)
-    if place.exists():  # what is left of a copy from which something was removed
-        cache.remove(place)
-    os.replace(fetched, place)
+    try:
+        os.replace(fetched, place)
+    except OSError as error:  # a folder with something in it, which no fetch made
+        raise MiniloraError(
+            f"{place} is there already and cannot be replaced ({error.strerror}); move it away"
+        ) from error
     return place
 
 

@@ -222,8 +222,10 @@ def test_remove_itself_refuses_what_is_not_in_the_cache(home, removed):
     from minilora.models import cache
 
     kept = put(home, "smollm2-135m")
-    for path in (home, home / "models", home / "models" / "..", kept / "inside", home / "outside"):
-        with pytest.raises(ValueError, match="is no folder in"):
+    (home / "models" / "a").mkdir()
+    inside = (home / "models" / "a", home / "models" / "..", kept / "inside")
+    for path in (home, home / "models", home / "outside", *inside):
+        with pytest.raises(ValueError, match="is no model in"):
             cache.remove(path)
     assert not removed
 
