@@ -136,7 +136,7 @@ def _reader(
     def read(key: str) -> torch.Tensor:
         stored = packed[key]
         try:
-            return files[stored.file].get_tensor(stored.key).to(device)
+            return files[stored.file].get_tensor(stored.key).to(device, copy=True)  # not the file
         except SafetensorError as error:
             raise unreadable(stored.file, error) from error
 
@@ -145,7 +145,8 @@ def _reader(
 
 def _require_possible(name: str, numbers: torch.Tensor, source: Path) -> None:
     """Raise MiniloraError for numbers that are finite and so large that logits may not be."""
-    largest = float(numbers.abs().max()) if numbers.numel() else 0.0
+    low, high = numbers.aminmax() if numbers.numel() else (numbers.sum(), numbers.sum())
+    largest = max(-float(low), float(high))
     if largest > LARGEST:
         raise MiniloraError(
             f"{source}: {name} reaches {largest:.3g}, and no model has weights beyond {LARGEST:g}; "

@@ -299,6 +299,15 @@ def test_biases_beside_4_bits_are_checked(tmp_path, bias):
         load_base(rewritten(four, change), "cpu")
 
 
+def test_a_loaded_model_has_let_go_of_its_file(copy):
+    model = load_base(copy, "cpu")
+    before = logits(model)
+    file = copy / "model.safetensors"
+    with open(file, "r+b") as opened:  # in place, as a sync tool writes
+        opened.write(bytes(file.stat().st_size))
+    assert torch.equal(logits(model), before)
+
+
 def test_the_dense_loader_says_who_reads_it(double):
     with pytest.raises(MiniloraError, match="the weights are in 4 bits; load them by qlora"):
         Llama.from_pretrained(double[0])
