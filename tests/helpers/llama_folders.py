@@ -28,16 +28,19 @@ PLAIN = dict(
 
 
 def write(folder, fields, dtype=torch.float32, shard=None, seed=0):
-    """The folder of a random Llama with these fields of config.json; its biases, where it has any,
-    are no zeros.
+    """The folder of a random Llama, or of the family that `model_type` says, with these fields of
+    config.json; its biases, where it has any, are no zeros, and norms of heads no ones.
     """
     import transformers
 
     torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**PLAIN | fields))
+    config = transformers.AutoConfig.for_model(**{"model_type": "llama"} | PLAIN | fields)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
+        elif key.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.to(dtype).save_pretrained(folder, **{"max_shard_size": shard} if shard else {})
     return folder
 

@@ -1,5 +1,5 @@
-"""Any Llama folder, fine-tuned in both stacks from the same adapter: transformers + peft +
-bitsandbytes beside ours.
+"""Any folder of a Llama or its kin, fine-tuned in both stacks from the same adapter: transformers +
+peft + bitsandbytes beside ours.
 
 Tolerance: losses of about 5 nats agree within 2e-5, relative 4e-6, in fp32 over a dense base
 (measured: at most 1.2e-6). Over a 4-bit base the same holds (5.6e-6): the bytes are equal, and the
@@ -45,6 +45,17 @@ FOLDERS = {  # name -> (fields of config.json, type of the weights, bytes in a s
         torch.bfloat16,
         None,
     ),
+    "qwen 2, biased": ({"model_type": "qwen2", "num_key_value_heads": 2}, torch.float32, None),
+    "qwen 3, tied": (
+        {"model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": True},
+        torch.float32,
+        None,
+    ),
+    "mistral, windowed": (
+        {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 6},
+        torch.bfloat16,
+        None,
+    ),
 }
 
 
@@ -68,7 +79,7 @@ def make(tmp_path_factory):
 def test_the_folder_is_what_its_name_says(make, name):
     fields, dtype, shard = FOLDERS[name]
     config, files = (
-        transformers.LlamaConfig.from_pretrained(make(name)),
+        transformers.AutoConfig.from_pretrained(make(name)),
         sorted(make(name).glob("*.safetensors")),
     )
     assert len(files) > 3 if shard else len(files) == 1
@@ -236,8 +247,9 @@ def test_it_answers_like_ours(make, tmp_path):
     )
 
 
-def test_a_whole_model_goes_back_and_forth(make, tmp_path):
-    model = hub.load(make("tied"), "full", device="cpu")
+@pytest.mark.parametrize("name", ["tied", "qwen 2, biased", "qwen 3, tied", "mistral, windowed"])
+def test_a_whole_model_goes_back_and_forth(make, tmp_path, name):
+    model = hub.load(make(name), "full", device="cpu")
     hub.save_model(model, tmp_path / "out")
     ids = torch.tensor([[5, 9, 11, 40]])
     with torch.no_grad():
