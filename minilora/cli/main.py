@@ -86,7 +86,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _one_line(message: str) -> str:
-    line = " ".join(message.split())
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
     line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
     return f"minilora: {line}"
 

@@ -123,7 +123,13 @@ def require_same_code(
 
 
 def recipe(code: str) -> dict:
-    """How --code CODE quantizes a base, as run.json keeps it: the arguments of `quantize_base`."""
+    """How --code CODE quantizes a base, as run.json keeps it: the arguments of `quantize_base`.
+
+    Raises MiniloraError for a code that no base can be kept in.
+    """
+    from .four_bit import refuse_zero_point
+
+    refuse_zero_point(code, "--code")
     return (
         {"code": INT8, "threshold": 6.0}
         if code == INT8

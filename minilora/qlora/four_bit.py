@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import MiniloraError
 from ..lora.fused import frozen_linear, fused_lora
-from ..quantize import bnb_format
+from ..quantize import bnb_format, zero_point
 from ..quantize.blockwise import Quantized, quantize
 from ..system.precision import autocast_dtype
 from ..system.scratch import Scratch
@@ -52,6 +53,15 @@ def _buffer(
     if device.type != "cpu" or size < HELD_FROM:
         return torch.empty(shape, dtype=dtype, device=device)
     return _scratch.bytes(name, size).view(dtype).view(shape)
+
+
+def refuse_zero_point(code, called: str = "code") -> None:
+    """Raise MiniloraError for a code with a zero point in each block, which no layer holds."""
+    if isinstance(code, str) and code in zero_point.CODES:
+        raise MiniloraError(
+            f"{called} {code} has a zero point for each block, which a quantized layer does not "
+            "hold; choose nf4, fp4, int4 or another code book"
+        )
 
 
 class QLinear(nn.Module):
@@ -91,6 +101,7 @@ class QLinear(nn.Module):
     def from_linear(
         cls, linear: nn.Linear, code="nf4", block: int = 64, double: bool = True
     ) -> QLinear:
+        refuse_zero_point(code)
         return cls(quantize(linear.weight.detach(), code, block, double), linear.bias).train(
             linear.training
         )

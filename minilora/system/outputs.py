@@ -61,9 +61,13 @@ def spelled(path: str | os.PathLike, option: str = "--out", what: str = "folder"
                 f"{LONGEST_NAME}"
             )
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError as error:  # a home that nobody has
         raise MiniloraError(f"{option} {text}: {error}; choose another {what}") from error
+    # new/../there is there, although new is not yet
+    if path.name == "..":
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name if ".." in path.parts else path
 
 
 def require_folder(path: str | os.PathLike, option: str = "--out", read: Read = ()) -> Path:

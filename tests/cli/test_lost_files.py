@@ -146,6 +146,12 @@ REFUSED = {
         lambda t: os.link(t / "data/test.jsonl", t / "answers.jsonl"),
         ASK + "answers.jsonl --overwrite",
     ),
+    "answers over a file by a folder that is not there": (None, ASK + "new/../precious"),
+    "a run into the current folder by one that is not there": (None, TRAIN + "new/.."),
+    "answers over a link by a folder that is not there": (
+        lambda t: link(t / "a.jsonl"),
+        ASK + "new/../a.jsonl --overwrite",
+    ),
     "answers as a split of the data": (None, ASK + "data/valid.jsonl"),
     "answers over a link": (lambda t: link(t / "a.jsonl"), ASK + "a.jsonl --overwrite"),
     "answers into a pipe": (lambda t: os.mkfifo(t / "pipe"), ASK + "pipe --overwrite"),
