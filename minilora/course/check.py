@@ -29,6 +29,7 @@ import numpy as np
 
 from ..errors import MiniloraError
 from .check_bounds import PRINTED, Outcome, bounded
+from .check_state import Snapshot
 from .exercises import Exercise, find
 
 SECONDS = 20.0  # for all that a check does with an answer; the slowest right one takes 1
@@ -86,17 +87,16 @@ def judge(task: Exercise, answer: Callable) -> Verdict:
     cases = [_inputs(task, seed) for seed in range(task.cases)]
     wanted = [_run(task, task.reference, case) for case in cases]
     given = [copy.deepcopy(case) for case in cases]
-    end = monotonic() + SECONDS
-    got = []
+    state, end, got = Snapshot(), monotonic() + SECONDS, []
     for case in given:
-        outcome = bounded(lambda case=case: task.run(answer, *case), end - monotonic())
+        outcome = bounded(lambda case=case: task.run(answer, *case), end - monotonic(), state)
         if outcome.printed:
             print(outcome.printed, end="")
         if trouble := _trouble(task, outcome):
             return trouble
         got.append(outcome.value)
     # what came back may be anything, and looking at it runs its code
-    looked = bounded(lambda: _look(task, cases, got, wanted), end - monotonic())
+    looked = bounded(lambda: _look(task, cases, got, wanted), end - monotonic(), state)
     return looked.value or _trouble(task, looked, "what it returns cannot be compared: ")
 
 

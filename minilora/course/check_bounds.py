@@ -102,12 +102,13 @@ class _Page(io.TextIOBase):
         return "".join(self.parts) + (" …\n" if self.full else "")
 
 
-def bounded(call: Callable[[], Any], seconds: float) -> Outcome:
-    """Run `call` for at most `seconds` and PRINTED characters, and put back what it changed.
+def bounded(call: Callable[[], Any], seconds: float, state: Snapshot | None = None) -> Outcome:
+    """Run `call` for at most `seconds` and PRINTED characters, and put back what it changed since
+    `state` (None: since now).
 
     KeyboardInterrupt passes, whether it comes to the waiting thread or out of `call`.
     """
-    outcome, page, state = Outcome(), _Page(PRINTED), Snapshot()
+    outcome, page, state = Outcome(), _Page(PRINTED), state or Snapshot()
     context = contextvars.copy_context()  # NumPy's error handling is in it
     thread = Thread(target=_work, args=(context, call, outcome), daemon=True)
     try:

@@ -25,14 +25,18 @@ from typing import Any
 
 WATCHED = {
     "builtins",
+    "contextlib",
     "copy",
+    "dataclasses",
     "functools",
     "itertools",
     "json",
+    "inspect",
     "math",
     "numpy",
     "numpy.linalg",
     "numpy.random",
+    "operator",
     "os",
     "random",
     "statistics",
@@ -40,17 +44,16 @@ WATCHED = {
     "threading",
     "time",
     "torch",
-    "torch.autograd",
+    "torch._tensor",
+    "torch.functional",
     "torch.linalg",
-    "torch.nn",
-    "torch.nn.functional",
-    "torch.nn.init",
-    "torch.optim",
     "torch.random",
     "torch.utils.checkpoint",
+    "torch.utils.data",
     "warnings",
 }
 ROOMS = "minilora"
+ROOTS = {ROOMS, "torch.autograd", "torch.nn", "torch.optim"}  # with all that is under them
 OF_CLASSES = ("numpy", "torch", ROOMS)  # whose methods are watched, too
 NEVER = {"last_exc", "last_type", "last_value", "last_traceback"}  # of sys: not an answer's doing
 MISSING = object()
@@ -89,7 +92,7 @@ def _modules() -> list[ModuleType]:
         module
         for name, module in list(sys.modules.items())
         if isinstance(module, ModuleType)
-        and (name in WATCHED or name == ROOMS or name.startswith(f"{ROOMS}."))
+        and (name in WATCHED or any(f"{name}.".startswith(f"{root}.") for root in ROOTS))
     ]
 
 

@@ -367,6 +367,14 @@ PATCHES = {
         lambda: setattr(torch.nn.Linear, "forward", None),
         lambda: torch.nn.Linear.forward is FORWARD,
     ),
+    "a module's own layer": (
+        lambda: setattr(torch.nn.modules.linear, "Linear", None),
+        lambda: torch.nn.modules.linear.Linear is torch.nn.Linear,
+    ),
+    "an optimizer": (
+        lambda: setattr(torch.optim.AdamW, "step", None),
+        lambda: callable(torch.optim.AdamW.step),
+    ),
     "ours": (
         lambda: setattr(lora_layer.LoRALinear, "forward", None),
         lambda: lora_layer.LoRALinear.forward is OURS,
