@@ -244,11 +244,6 @@ def _check(setup: Setup) -> None:
         raise MiniloraError(
             f"learned is {setup.learned!r}; give 0 (all) to {setup.tokens}, the tokens of the batch"
         )
-    if setup.shape.qkv_bias != setup.shape.out_bias and setup.library == "minilora":
-        raise MiniloraError(
-            f"{setup.shape.name} has biases on queries, keys and values alone, which our "
-            'Llama has not; give library="transformers"'
-        )
     if setup.shape.family != "llama" and setup.library == "minilora":
         raise MiniloraError(
             f"{setup.shape.name} is no Llama, which is all that minilora runs; give "

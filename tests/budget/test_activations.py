@@ -135,11 +135,15 @@ def test_what_is_kept_is_what_autograd_keeps(library, precision, attention, meth
 @pytest.mark.parametrize("method", WAYS[3])
 @pytest.mark.parametrize("precision", WAYS[1])
 @pytest.mark.parametrize("library", WAYS[0])
-def test_norms_on_queries_and_keys_are_counted(library, precision, method, checkpointing):
-    """As Qwen3 has them: exact as without them, and more than without them unless recomputed."""
-    found = []
-    for qk_norm in (True, False):
-        shape = Shape("drawn", 24, 20, 3, 6, 2, 40, 10, qk_norm=qk_norm)
+def test_what_a_qwen_has_beside_a_llama_is_counted(library, precision, method, checkpointing):
+    """Qwen2's biases, Qwen3's norms on queries and keys: exact as without them."""
+    plain = Shape("llama", 24, 20, 3, 6, 2, 40, 10)
+    biased = Shape("qwen2", 24, 20, 3, 6, 2, 40, 10, qkv_bias=True)
+    normed = Shape("qwen3", 24, 20, 3, 6, 2, 40, 10, qk_norm=True)
+    assert biased.parameters == plain.parameters + 3 * (6 + 2 + 2) * 10
+    assert normed.parameters == plain.parameters + 3 * 2 * 10
+    kept = {}
+    for shape in (plain, biased, normed):
         setup = make(
             shape,
             rank=2,
@@ -154,12 +158,11 @@ def test_norms_on_queries_and_keys_are_counted(library, precision, method, check
         )
         torch.manual_seed(0)
         model = build(Plan(setup))
-        assert abs(activations.kept(setup).bytes - kept_by_autograd(model, setup)) <= ALLOWED
-        found.append((activations.kept(setup).bytes, shape.parameters))
+        kept[shape.name] = activations.kept(setup).bytes
+        assert abs(kept[shape.name] - kept_by_autograd(model, setup)) <= ALLOWED, shape.name
         if method == "full":
             assert sum(p.numel() for p in model.parameters()) == shape.parameters
-    assert found[0][1] == found[1][1] + 3 * 20
-    assert found[0][0] > found[1][0] or checkpointing
+    assert kept["qwen3"] > kept["llama"] or checkpointing
 
 
 def test_most_are_exact_to_the_byte():

@@ -63,6 +63,16 @@ def test_the_peak_on_paper_is_the_ledgers(seed, method, precision):
     assert estimate(setup).peak_allocated == pytest.approx(found.peak, rel=0.01), setup
 
 
+@pytest.mark.parametrize("library", ["transformers", "minilora"])
+@pytest.mark.parametrize("method, precision", [WAYS[0], WAYS[3], WAYS[6]])
+@pytest.mark.parametrize("kind", [{"qkv_bias": True}, {"qk_norm": True, "head_dim": 128}], ids=str)
+def test_the_peak_of_a_qwen_on_paper_is_the_ledgers(kind, method, precision, library):
+    shape = replace(catalog.model("smollm2-135m"), layers=2, **kind)
+    setup = make(shape, method=method, precision=precision, library=library, seq=128, device="cpu")
+    found = measure(setup, steps=1)
+    assert estimate(setup).peak_allocated == pytest.approx(found.peak, rel=0.01)
+
+
 def test_what_keeps_nothing_goes_back_before_its_layer_is_computed_again():
     """A detour's sum keeps nothing: its gradients stand already while the layer is computed again;
     so does the input of a frozen first layer.

@@ -575,7 +575,6 @@ def test_prices_carry_their_date(capsys):
         (["--picture", "/proc/budget.svg"], "cannot write"),
         (["--gpu", ""], "unknown GPU ''"),
         (["--picture", ""], "--picture .*svg"),
-        (["--model", "qwen2.5-0.5b", "--library", "minilora"], "biases on queries"),
         (["--batch", "9" * 20], "batch is 99,.*at most"),
         (["--seq", "9" * 14], "seq is 99,.*at most"),
         (["--gpu", "H100", "--steps", "9" * 400], "--steps has 400 digits.*at most"),

@@ -65,11 +65,6 @@ class Plan:
             )
         if shape.family != "llama":
             raise MiniloraError(f"{shape.name} is no Llama; the step that is measured is a Llama's")
-        if setup.library == "minilora" and shape.qkv_bias != shape.out_bias:
-            raise MiniloraError(
-                f"{shape.name} has biases on queries, keys and values alone, which our Llama "
-                "has not; give library='transformers'"
-            )
         if setup.base == "4bit" and (setup.code, setup.block, setup.double) != ("nf4", 64, True):
             raise MiniloraError(
                 "only nf4 in blocks of 64 with double quantization is measured; the closed "
