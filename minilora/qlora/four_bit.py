@@ -18,6 +18,7 @@ matrix product, so the last bit may differ from the plain version's.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -224,12 +225,21 @@ def _autocast(x: torch.Tensor) -> torch.Tensor:
     return x.to(autocast_dtype(x.device.type) or x.dtype)
 
 
-def quantize_model(model: nn.Module, code="nf4", double: bool = True, block: int = 64) -> nn.Module:
+def quantize_model(
+    model: nn.Module,
+    code="nf4",
+    double: bool = True,
+    block: int = 64,
+    skip: Sequence[str] = (),
+) -> nn.Module:
     """Replace the linear layers of `model`, ours or transformers', by frozen `QLinear`s, in place.
 
-    Embeddings and the output head stay as they are, and every parameter that is left is frozen.
+    Embeddings, the output head, and names and paths in `skip` stay as they are, and every parameter
+    that is left is frozen.
     Raises MiniloraError if there is no linear layer, adapters are on the model already, or for what
     `quantize` refuses; the model is then as it was.
     """
-    replace_linears(model, lambda linear, path: QLinear.from_linear(linear, code, block, double))
+    replace_linears(
+        model, lambda linear, path: QLinear.from_linear(linear, code, block, double), skip
+    )
     return model.requires_grad_(False)

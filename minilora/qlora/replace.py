@@ -24,7 +24,7 @@ def replace_linears(
     model: nn.Module, make: Callable[[nn.Linear, str], nn.Module], skip: Sequence[str] = ()
 ) -> nn.Module:
     """Put make(linear, path) where each nn.Linear of `model` stands, but for the head and for names
-    in `skip`, in place. Returns the model.
+    or whole paths in `skip`, in place. Returns the model.
 
     Raises MiniloraError if adapters are on the model or nothing is there to replace, and whatever
     `make` raises; the model is then as it was.
@@ -38,7 +38,7 @@ def replace_linears(
     left_alone = {
         module
         for path, module in modules.items()
-        if path.rpartition(".")[2] in skip or is_head(model, path, module)
+        if {path, path.rpartition(".")[2]} & set(skip) or is_head(model, path, module)
     }
     linears = {
         path: module

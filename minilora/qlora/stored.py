@@ -31,6 +31,17 @@ def stored_codes(folder: Path) -> set[str]:
     return codes_of(list_tensors(weight_files(folder)))
 
 
+def left_dense(folder: Path) -> list[str]:
+    """The paths of what is not in 4 bits in a 4-bit `folder`; none for a dense one."""
+    from ..llama.weight_files import list_tensors, weight_files
+    from ..quantize.bnb_format import owner, quantized_names
+
+    found = list_tensors(weight_files(folder))
+    packed = set(quantized_names(found))
+    rest = [key for key in found if key not in packed and owner(key) is None]
+    return [key.removesuffix(".weight") for key in rest] if packed else []
+
+
 def stored_types(folder: Path) -> dict[str, torch.dtype]:
     """The type of each weight in `folder`, of a 4-bit one the type that it was quantized from;
     fp64 counts as fp32, in which it is loaded.

@@ -51,10 +51,10 @@ FACTS = {  # what the JSON beside a weight says
     "required": ["quant_type", "blocksize", "dtype", "shape"],
     "properties": {
         "quant_type": {"type": "string"},
-        "blocksize": {"type": "integer", "minimum": 1},
+        "blocksize": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
         "dtype": {"enum": ["float32", "bfloat16", "float16", "float64"]},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "nested_blocksize": {"type": "integer", "minimum": 1},
+        "nested_blocksize": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
         "nested_offset": {"type": "number"},
         "nested_dtype": {"enum": ["float32"]},
         "by_column": {"type": "boolean"},

@@ -6,6 +6,7 @@ against — and not into the original ones: the merged model then answers as the
 Layers without an adapter are decoded, too. The KL divergence from the trained model is reported,
 over the answers of `--data` or over text that the model writes itself. Only where `--requantize`
 asks for it is the result quantized again, which does move the answers; the report says how far.
+Layers that a 4-bit base had left dense then stay dense.
 The folder has the base's types: a base that is stored in bf16 gives a folder in bf16, whatever
 type it was loaded in.
 What it leaves out: requantizing to int8.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MiniloraError
 from ..qlora.base import resolve
+from ..qlora.stored import left_dense, stored_types
 from ..system.files import atomic_folder, atomic_write
 from ..system.json_files import read_json
 from ..system.outputs import alone, require_folder
@@ -94,8 +96,6 @@ def types_of(model: nn.Module, folder: Path) -> dict[str, torch.dtype]:
     """The type in which each weight of the merged `model` is written: the one that it has in the
     base's folder, and for a weight that is not there under its name the one that most have.
     """
-    from ..qlora.stored import stored_types
-
     stored = stored_types(folder)
     usual = Counter(stored.values()).most_common(1)[0][0]
     return {name: stored.get(name, usual) for name, _ in model.named_parameters()}
@@ -203,7 +203,7 @@ def _merge(adapter, out, model, folder, code, device, data, requantize) -> Merge
     exact = kl(trained, log_probabilities(llama, rows))
     moved = None
     if requantize:
-        qlora.quantize_model(llama, code=requantize)
+        qlora.quantize_model(llama, code=requantize, skip=left_dense(folder))
         for path, layer in llama.named_modules():
             if isinstance(layer, qlora.QLinear):
                 layer.rounds_to = types[f"{path}.weight"]  # as every reader of the folder will

@@ -103,6 +103,8 @@ def test_bytes_seen_as_numbers_of_another_type(storage):
         (lambda s: facts(s, quant_type="fp4"), 'says "fp4"'),
         (lambda s: facts(s, nested_blocksize=0), "nested_blocksize is 0, less than 1"),
         (lambda s: facts(s, nested_blocksize=None), "nested_blocksize"),
+        (lambda s: facts(s, nested_blocksize=10**30), "nested_blocksize is 10+, more than"),
+        (lambda s: facts(s, blocksize=10**30), "blocksize is 10+, more than"),
         (lambda s: facts(s, nested_offset="x"), "nested_offset is .*where a number belongs"),
         (lambda s: facts(s, nested_offset=None), "absmax is torch.uint8"),
         (lambda s: facts(s, nested_offset=1e39), "absmax, decoded, holds 48 NaN or infinite"),

@@ -143,6 +143,11 @@ def test_merged_and_merged_into_4_bits_and_trained_over_that(capsys, four, data,
     assert types == {torch.bfloat16}
     told = say(capsys, "merge", *base, "--out", tmp_path / "again", "--requantize", "nf4")
     assert "after nf4" in told
+    packed_layers = [
+        {key for key in load_file(folder / "model.safetensors") if key.endswith("absmax")}
+        for folder in (four, tmp_path / "again")
+    ]
+    assert packed_layers[0] == packed_layers[1], "what Unsloth left dense is dense again"
     for number, method in enumerate(("lora", "qlora")):
         out = tmp_path / f"second{number}"
         train(capsys, tmp_path / "again", data, out, "--method", method)
@@ -188,6 +193,19 @@ def test_what_cannot_be_over_4_bits_is_one_line(capsys, four, data, tmp_path, mo
     line = train(capsys, four, data, tmp_path / "no", *more, code=2)
     assert words in line and line.count("\n") == 1
     assert not (tmp_path / "no" / "run.json").exists()
+
+
+def test_a_head_in_4_bits_is_trained_over_and_merged(capsys, four, data, tiny_folder, tmp_path):
+    folder = packed(four.parent / "dense", tmp_path / "four", llm_int8_skip_modules=[])
+    with_tokenizer(folder, tiny_folder)
+    assert "lm_head.weight.absmax" in load_file(folder / "model.safetensors")
+    train(capsys, folder, data, tmp_path / "run")
+    base = ["--model", folder, "--adapter", tmp_path / "run", "--device", "cpu"]
+    for more in ([], ["--requantize", "nf4"]):
+        out = tmp_path / f"merged{len(more)}"
+        say(capsys, "merge", *base, "--out", out, *more)
+        assert "lm_head.weight.absmax" not in load_file(out / "model.safetensors")
+        assert say(capsys, "evaluate", "--model", out, "--data", data).startswith("exact match")
 
 
 def test_nan_in_the_folder_is_said_before_anything_is_written(capsys, four, data, tmp_path):
