@@ -533,6 +533,30 @@ def test_the_shipped_base_begins_texts_as_its_folder_says(tmp_path):
     assert value(gguf.GGUFReader(tmp_path / "m.gguf"), "tokenizer.ggml.add_bos_token") is told
 
 
+def test_a_tokenizer_without_bos(tokenizer, tmp_path):
+    def without(template):
+        made = Tokenizer(tokenizer.backend, None, "<|eos|>", "<|pad|>", template)
+        reader = written(model_of(made), made, tmp_path / f"{len(template or '')}.gguf")
+        assert reader.get_field("tokenizer.ggml.bos_token_id") is None
+        assert value(reader, "tokenizer.ggml.add_bos_token") is False
+        return made, value(reader, "tokenizer.chat_template")
+
+    assert without("{{ messages[0]['content'] }}")[1] == "{{ messages[0]['content'] }}"
+    made, plain = without(None)
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    told = Tokenizer(tokenizer.backend, None, "<|eos|>", None, plain)
+    assert told.chat(messages) == made.chat(messages) and "bos_token" not in plain
+    with pytest.raises(MiniloraError, match="writes bos_token, and the tokenizer has none"):
+        without(TEMPLATE)
+
+
+def test_a_missing_package_is_named(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    out = tmp_path / "m.gguf"
+    assert main(["export", "--model", str(tiny_folder), "--out", str(out)]) == 2
+    assert "pip install 'minilora[hub]'" in capsys.readouterr().err and not out.exists()
+
+
 def test_what_16_bits_cannot_hold_is_refused(tokenizer, tmp_path):
     model = model_of(tokenizer)
     with torch.no_grad():
