@@ -110,7 +110,7 @@ def family_name(fields: dict[str, Any], name: str = "config.json") -> str:
 
     Raises MiniloraError for a family that does not load here.
     """
-    here = f"the families that load here are {', '.join(FAMILIES)}"
+    known = ", ".join(FAMILIES)
     kind, classes = fields.get("model_type"), fields.get("architectures")
     if kind is None and isinstance(classes, list) and classes:
         for family, told in FAMILIES.items():
@@ -118,7 +118,9 @@ def family_name(fields: dict[str, Any], name: str = "config.json") -> str:
             alone = told.architecture.replace("ForCausalLM", "Model")
             if told.architecture in classes or alone in classes:
                 return family
-        raise MiniloraError(f"{name}: architectures names {classes[0]!r}; {here}")
+        raise MiniloraError(
+            f"{name}: architectures names {classes[0]!r}; the families that load here are {known}"
+        )
     if kind not in (None, *FAMILIES):
         inner = fields.get("text_config")
         part = inner.get("model_type") if isinstance(inner, dict) else None
@@ -127,5 +129,7 @@ def family_name(fields: dict[str, Any], name: str = "config.json") -> str:
             if part in tuple(FAMILIES)
             else ""
         )
-        raise MiniloraError(f"{name}: model_type is {kind!r}; {here}{hint}")
+        raise MiniloraError(
+            f"{name}: model_type is {kind!r}; the families that load here are {known}{hint}"
+        )
     return kind or "llama"
