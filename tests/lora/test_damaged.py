@@ -1,7 +1,7 @@
 """Adapter folders that came to harm: one line, or what PEFT answers with the same folder; never a
 traceback, never a wait.
 
-`make test` tries some hundred, the slow test 1,600.
+`make test` tries a hundred, the slow test 1,600.
 """
 
 import json
@@ -13,8 +13,11 @@ import pytest
 import torch
 from adapter_damage import damaged_settings, damaged_tensors
 from little_llamas import llama, our_llama, ours, theirs, write_adapter
+from safetensors.torch import load_file
 
 from minilora.errors import MiniloraError
+from minilora.lora.keys import spell
+from minilora.lora.targets import original_modules
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
@@ -75,6 +78,9 @@ def try_one(sound, folder, what, seed):
     finally:
         assert time.monotonic() - start < SECONDS, f"{what} {seed} took too long"
     try:
+        keys, paths = load_file(folder / WEIGHTS), original_modules(our_llama(tied=tied))
+        if any(spell(key, paths) != key for key in keys):
+            return "ours alone"  # PEFT looks for none of these names
         wanted = theirs(folder, tied=tied)
     except Exception:  # PEFT has no error of its own for it
         return "ours alone"
@@ -91,8 +97,8 @@ def try_many(sound, folder, what, seeds):
 
 @pytest.mark.parametrize("what", ["settings", "tensors"])
 def test_damage_is_said_in_one_line_or_does_not_matter(sound, tmp_path, what):
-    found = try_many(sound, tmp_path / "x", what, range(80))
-    assert found.count("refused") > 20 and found.count("equal") > 5
+    found = try_many(sound, tmp_path / "x", what, range(50))
+    assert found.count("refused") > 15 and found.count("equal") > 2
 
 
 @pytest.mark.slow
