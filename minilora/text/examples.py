@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from ..errors import MiniloraError
@@ -13,21 +14,27 @@ SHAPES = "`prompt` and `response`, `messages`, or `text`"
 FIELDS = ("prompt", "response", "messages", "text")
 TOOLS = ("tools", "functions", "tool_calls", "function_call")  # of an example, of a message
 
-# files that people have: what they are, and the Python that prints JSONL of them
-_TEXT = (
-    "import json; [print(json.dumps({{'text': p}})) for p in open({0!r}).read().split('\\n\\n')]"
+# files that people have: what they are, and the Python that prints JSONL of the one it is given
+TEXT = (
+    "plain text; to make a row of each paragraph",
+    "import json, sys; [print(json.dumps({'text': p})) "
+    "for p in open(sys.argv[1]).read().split('\\n\\n')]",
 )
-_TABLE = "import csv, json; [print(json.dumps(r)) for r in csv.DictReader(open({0!r}){1})]"
-_PANDAS = "import pandas; print(pandas.read_parquet({0!r}).to_json(orient='records', lines=True))"
+TABLE = "a table; to make a row of each line"
+ROWS = "import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1])%s)]"
 OTHER_FORMS = {
-    ".txt": ("plain text; to make a row of each paragraph", _TEXT),
-    ".md": ("plain text; to make a row of each paragraph", _TEXT),
-    ".csv": ("a table; to make a row of each line", _TABLE.replace("{1}", "")),
-    ".tsv": ("a table; to make a row of each line", _TABLE.replace("{1}", ", delimiter='\\t'")),
-    ".parquet": ("a Parquet file; to make a row of each entry", _PANDAS),
+    ".txt": TEXT,
+    ".md": TEXT,
+    ".csv": (TABLE, ROWS % ""),
+    ".tsv": (TABLE, ROWS % ", delimiter='\\t'"),
+    ".parquet": (
+        "a Parquet file; to make a row of each entry",
+        "import pandas, sys; print(pandas.read_parquet(sys.argv[1])"
+        ".to_json(orient='records', lines=True))",
+    ),
     ".json": (
         "one list; to make a row of each entry",
-        "import json; [print(json.dumps(r)) for r in json.load(open({0!r}))]",
+        "import json, sys; [print(json.dumps(r)) for r in json.load(open(sys.argv[1]))]",
     ),
 }
 
@@ -145,7 +152,8 @@ def _require_lines(path: Path, data: bytes) -> None:
     form, begin = path.suffix.lower(), data[:100].lstrip(b"\xef\xbb\xbf \r\n")[:1]
     if form in OTHER_FORMS and begin != b"{" and (form == ".json") == (begin == b"["):
         kind, code = OTHER_FORMS[form]
-        raise MiniloraError(f'{path} is {kind}: python -c "{code.format(str(path))}" > data.jsonl')
+        command = f'python -c "{code}" {shlex.quote(str(path))} > data.jsonl'
+        raise MiniloraError(f"{path} is {kind}: {command}")
 
 
 def _text(path: Path) -> str:

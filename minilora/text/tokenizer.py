@@ -102,15 +102,11 @@ class Tokenizer:
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """The ids of `text`; BOS and EOS only where asked for, so that there are never two of
-        them.
+        them. No BOS where the tokenizer itself puts none before a text.
         """
         with no_panic("a text is encoded"):
             ids = self.backend.encode(text, add_special_tokens=False).ids
-        return (
-            ([self.bos_id] if bos and self.bos_id is not None else [])
-            + ids
-            + ([self.eos_id] if eos else [])
-        )
+        return (self.opening if bos else []) + ids + ([self.eos_id] if eos else [])
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text that is no chat, as transformers' `tokenizer(text)` gives them: with

@@ -84,3 +84,104 @@ def test_training_and_generation_see_the_same_prompt(tokenizer):
     prompt, answer = text.question_and_answer(example, tokenizer)
     assert ids[: len(prompt)] == prompt and answer == " on the mat"
     assert all(label == IGNORE for label in labels[: len(prompt)]) and labels[len(prompt)] != IGNORE
+
+
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
+    "{% else %}{% set content = m['content'] %}{% if '</think>' in content %}"
+    "{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "<|assistant|>{{ content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+THOUGHT = "<think>\nthe cat\n</think>\n\non the mat"
+
+
+@pytest.mark.parametrize(
+    "answer, learned",
+    [
+        (THOUGHT, "the cat\n</think>\n\non the mat<|eos|>"),  # behind what the prompt has opened
+        ("<think>the cat</think>b", "the cat</think>b<|eos|>"),
+        ("on the mat", "on the mat<|eos|>"),  # without thoughts, as it is
+    ],
+)
+def test_thoughts_that_the_prompt_opens_are_learned(tokenizer, answer, learned):
+    """As DeepSeek-R1's distilled models have them: the prompt ends in <think>, and the template
+    leaves thoughts out of the answers that it renders.
+    """
+    thinking = with_template(tokenizer, R1)
+    turns = [{"role": "user", "content": "where?"}, {"role": "assistant", "content": answer}]
+    given = "<|bos|><|user|>where?<|assistant|><think>\n"
+    assert pieces_of(turns, thinking) == [(given, False), (learned, True)]
+    ids, labels = text.encode_example({"messages": turns}, thinking)
+    prompt, expected = text.question_and_answer({"messages": turns}, thinking)
+    assert ids[: len(prompt)] == prompt and labels[len(prompt) :] == ids[len(prompt) :]
+    assert expected == learned.removesuffix("<|eos|>")
+    # of more turns the last, since thoughts are left out of the others
+    more = [*turns, *turns]
+    assert pieces_of(more, thinking)[-1] == (learned, True) and len(pieces_of(more, thinking)) == 2
+    row, _ = text.encode_example({"messages": more}, thinking)
+    assert row[: len(text.encode_prompt(more[:-1], thinking))] == text.encode_prompt(
+        more[:-1], thinking
+    )
+
+
+@pytest.mark.parametrize(
+    "rewrites, learned",
+    [
+        ("m['content'].strip()", "b<|eos|>"),
+        ("m['content'] | upper", " B <|eos|>"),
+        ("'\\n' ~ m['content'] ~ '\\n'", "\n b \n<|eos|>"),
+    ],
+)
+def test_what_a_template_makes_of_an_answer_is_learned(tokenizer, rewrites, learned):
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ " + rewrites + " }}"
+        "{% if m['role'] == 'assistant' %}<|eos|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " b "}]
+    other = with_template(tokenizer, template)
+    assert pieces_of(turns, other)[-1] == (learned, True)
+
+
+def test_a_generation_prompt_with_a_space_that_the_template_strips(tokenizer):
+    """The answer stands behind the prompt that `generate` asks with."""
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+    )
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    other = with_template(tokenizer, template)
+    assert pieces_of(turns, other) == [("<|user|>a<|assistant|> ", False), ("b", True)]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": None}])
+def test_an_answer_of_no_weight_is_given(tokenizer, plain, mark):
+    turns = [TURNS[0], {**TURNS[1], **mark}, *TURNS[2:]]
+    for each in (tokenizer, plain):
+        learned = [piece for piece, keep in pieces_of(turns, each) if keep]
+        assert learned == ["d<|eos|>"]
+        ids, labels = text.encode_example({"messages": turns}, each)
+        whole, all_labels = text.encode_example({"messages": TURNS}, each)
+        assert ids == whole
+        first = next(i for i, label in enumerate(all_labels) if label != IGNORE)
+        assert labels[first : first + 2] == [IGNORE] * 2 and labels[-2:] == all_labels[-2:]
+    last = [*TURNS[:3], {**TURNS[3], **mark}]
+    ids, labels = text.encode_example({"messages": last}, tokenizer)
+    assert labels[-2:] == [IGNORE] * 2 and sum(label != IGNORE for label in labels) == 2
+    with pytest.raises(MiniloraError, match="no answer of the conversation is learned"):
+        text.encode_example({"messages": [TURNS[0], {**TURNS[1], **mark}]}, tokenizer)
+
+
+def test_an_empty_answer_is_never_learned(tokenizer):
+    empty = [TURNS[0], {"role": "assistant", "content": ""}, *TURNS[2:]]
+    with pytest.raises(MiniloraError, match="role `assistant` is empty"):
+        text.encode_example({"messages": empty}, tokenizer)
+    assert text.encode_prompt(empty[:3], tokenizer)  # it may be asked after
+    stripped = with_template(
+        tokenizer,
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    )
+    with pytest.raises(MiniloraError, match="leaves nothing of an answer but its end"):
+        text.encode_example({"prompt": "a", "response": " \n"}, stripped)

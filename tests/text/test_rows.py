@@ -217,3 +217,38 @@ def test_packed_rows_keep_labels_beside_their_ids():
     ]
     with pytest.raises(MiniloraError, match="a length of 1 leaves nothing to predict"):
         text.pack(rows, 1)
+
+
+@pytest.mark.parametrize("example", [
+    {"text": "<|bos|>who<|eos|>"}, {"text": "<|bos|>who"}, {"text": "who<|eos|>"}, {"text": "who"},
+    {"text": "<|bos|><|bos|>who<|eos|><|eos|>"},
+])  # fmt: skip
+def test_a_text_has_one_bos_and_one_eos(tokenizer, example):
+    """Whatever it brings of its own, which `check` would refuse or the model learn twice."""
+    assert text.encode_example(example, tokenizer) == text.encode_example(
+        {"text": "who"}, tokenizer
+    )
+    bare = Tokenizer(tokenizer.backend, None, "<|eos|>")
+    assert text.encode_example({"text": "who<|eos|>"}, bare) == text.encode_example(
+        {"text": "who"}, bare
+    )
+
+
+@pytest.mark.parametrize("named", ["tokenizer", "plain"])
+def test_an_answer_has_one_eos_and_a_prompt_one_bos(request, named):
+    each = request.getfixturevalue(named)
+    wanted = text.encode_example({"prompt": "who", "response": "the cat"}, each)
+    for answer in ("the cat<|eos|>", "the cat<|eos|><|eos|>"):
+        assert text.encode_example({"prompt": "who", "response": answer}, each) == wanted
+    turns = chat("who", "the cat<|eos|>", "a", "b<|eos|><|eos|>")
+    assert text.encode_example(turns, each) == text.encode_example(
+        chat("who", "the cat", "a", "b"), each
+    )
+    bare = Tokenizer(each.backend, "<|bos|>", "<|eos|>")
+    doubled = {"prompt": "<|bos|>who", "response": "the cat"}
+    ids, _ = text.encode_example(doubled, bare)
+    assert ids.count(bare.bos_id) == 1
+    assert ids[: len(text.encode_prompt("<|bos|>who", bare))] == text.encode_prompt(
+        "<|bos|>who", bare
+    )
+    assert text.encode_prompt("<|bos|>who", bare) == text.encode_prompt("who", bare)
