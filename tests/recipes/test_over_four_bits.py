@@ -82,7 +82,8 @@ def test_lora_and_qlora_are_the_same_run(capsys, four, data, run, tmp_path):
     """The folder says how it is quantized; there is nothing left to choose."""
     train(capsys, four, data, tmp_path / "lora", "--method", "lora")
     train(capsys, four, data, tmp_path / "named", "--method", "qlora", "--code", "nf4")
-    for other in ("lora", "named"):
+    train(capsys, four, data, tmp_path / "none", "--code", "none")
+    for other in ("lora", "named", "none"):
         assert same(adapter(run), adapter(tmp_path / other)), other
         form = about(tmp_path / other)["quantization"]
         assert form == {"code": "nf4", "block": 64, "double": True}
