@@ -28,6 +28,7 @@ from ..llama.generate import stop_ids
 from ..system.precision import device_of
 from ..text.rows import IGNORE, Row, collate
 from .loss import pad_id_of
+from .row_checks import require_vocabulary
 
 if TYPE_CHECKING:
     from ..llama.model import Llama
@@ -55,8 +56,10 @@ def own_text(model: Llama, start: int, rows: int = 8, length: int = 48) -> list[
 @torch.no_grad()
 def log_probabilities(model: nn.Module, rows: Sequence[Row]) -> Tensor:
     """ln p of every next token at the positions that count: (N, V), float64, not on a GPU, where
-    such tables fill the memory. Raises MiniloraError if no position does.
+    such tables fill the memory. Raises MiniloraError if no position does, and for an id that the
+    model does not have.
     """
+    require_vocabulary(model, rows, "data")
     found = []
     for row in rows:  # one by one: padding would change the order of additions
         ids, labels, _ = collate([row], pad_id_of(model))

@@ -198,7 +198,7 @@ def fit(
     a loss that is no number or a full disk, MemoryFull (with what the broken step held released),
     and KeyboardInterrupt after the state has been saved. With the same `out` and resume=True the
     same call goes on after each of them, in this process or another; see `run_folder.require_same`
-    for what may change.
+    for what may change. Warns with Diverged of a run that ends worse than it began.
     """
     config = settled(config, settings)
     run = (

@@ -30,23 +30,27 @@ class RowFailed(CheckFailed):
         super().__init__(f"row {number} of the {among} {problem}")
 
 
+def require_vocabulary(model: Any, rows: Sequence[Row], among: str) -> None:
+    """Raise RowFailed for an id that the model does not have."""
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    for number, (ids, _) in enumerate(rows, 1):
+        if size is not None and ids and (min(ids) < 0 or max(ids) >= size):
+            raise RowFailed(
+                number,
+                f"holds token id {max(ids) if max(ids) >= size else min(ids)}, the model knows 0 "
+                f"to {size - 1}; use the tokenizer of this model, or give the model rows for "
+                "tokens that were added (transformers' resize_token_embeddings)",
+                among,
+            )
+
+
 def require_fit(model: Any, rows: Sequence[Row], among: str) -> None:
     """Raise RowFailed for an id or a length that the model does not have, and for labels that are
     not the ids at their own place.
     """
-    config = getattr(model, "config", None)
-    vocabulary = getattr(config, "vocab_size", None)
-    positions = getattr(config, "max_position_embeddings", None)
+    require_vocabulary(model, rows, among)
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     for number, (ids, labels) in enumerate(rows, 1):
-        if vocabulary is not None and ids and (min(ids) < 0 or max(ids) >= vocabulary):
-            wrong = max(ids) if max(ids) >= vocabulary else min(ids)
-            raise RowFailed(
-                number,
-                f"holds token id {wrong}, the model knows 0 to {vocabulary - 1}; use the "
-                "tokenizer of this model, or give the model rows for tokens that were added "
-                "(transformers' resize_token_embeddings)",
-                among,
-            )
         if positions is not None and len(ids) > positions:
             raise RowFailed(
                 number,
@@ -54,7 +58,7 @@ def require_fit(model: Any, rows: Sequence[Row], among: str) -> None:
                 f"{positions}",
                 among,
             )
-        if any(label not in (IGNORE, each) for each, label in zip(ids, labels, strict=True)):
+        if not _unshifted(ids, labels):
             raise RowFailed(
                 number,
                 "has labels that differ from the ids at their own position: they are shifted "
@@ -112,8 +116,18 @@ def check_rows(model: Any, rows: Sequence[Row], among: str = "data") -> None:
     require_borders(model, rows, among)
 
 
+def _unshifted(ids: list[int], labels: list[int]) -> bool:
+    given = labels.count(IGNORE)
+    if len(ids) == len(labels) and ids[given:] == labels[given:]:
+        return True  # all that is given stands in front, as in most rows
+    return len(ids) == len(labels) and all(
+        label in (IGNORE, each) for each, label in zip(ids, labels)
+    )
+
+
 def _learns(row: Row) -> bool:
-    return any(label != IGNORE for label in row[1][1:])  # nothing predicts a row's first token
+    predicted = row[1][1:]  # nothing predicts a row's first token
+    return predicted.count(IGNORE) < len(predicted)
 
 
 def _require_ends(rows: Sequence[Row], ends: set[int], among: str) -> None:

@@ -152,3 +152,18 @@ def test_a_folder_of_that_name_is_named(folder):
     (folder / generation.NAME).mkdir()
     with pytest.raises(MiniloraError, match=f"{generation.NAME} is no regular file"):
         Llama.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_a_row_that_has_ended_is_filled_with_an_id_of_the_model(free, beyond):
+    """An end that the vocabulary does not have cannot stand in for padding, which is read."""
+    model, said = Llama.from_pretrained(free[0]), free[1]
+    other = IDS.clone()
+    other[0, 1] += 1
+    rows = torch.cat([IDS, other])
+    end = PLAIN["vocab_size"] + beyond
+    out = model.generate(rows, 6, stop=[end, said[1]])
+    filled = end if beyond < 0 else said[1]
+    assert out[0, IDS.shape[1] :].tolist() == [*said[:2], *[filled] * 4]
+    alone = model.generate(other, 6, stop=[end, said[1]])
+    assert out[1, : alone.shape[1]].tolist() == alone[0].tolist() and alone.shape == (1, 11)

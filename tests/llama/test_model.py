@@ -262,6 +262,20 @@ def test_any_of_several_eos_tokens_ends_a_row():
     assert out == free[: free.index(free[3]) + 1]
 
 
+def test_the_least_and_the_most_that_makes_sense():
+    _, ours = twins(0)
+    ids = tokens(ours, 1, 3)
+    assert torch.equal(ours.generate(ids, 0), ids)
+    free = [
+        ours.generate(ids, 4, temperature=1.0, seed=0, stop=[], **more)
+        for more in ({}, {"top_p": 1.0}, {"top_k": ours.config.vocab_size})
+    ]
+    assert torch.equal(free[0], free[1]) and torch.equal(free[0], free[2])
+    greedy = ours.generate(ids, 4, stop=[])
+    for more in ({"top_k": 1}, {"top_p": 1e-9}):
+        assert torch.equal(ours.generate(ids, 4, temperature=1.0, stop=[], **more), greedy)
+
+
 def test_generation_leaves_modes_as_they_were_and_turns_dropout_off():
     _, ours = twins(0)
     ours.model.layers[0].mlp.dropout = torch.nn.Dropout(0.5)

@@ -61,3 +61,11 @@ def test_what_is_padded_behind_the_end_is_left_out(model):
     ended = [ids for ids, _ in rows if 2 in ids[1:]]
     assert ended and all(ids.index(2, 1) == len(ids) - 1 for ids in ended)
     assert all(len(ids) == 41 for ids, _ in rows if ids not in ended)
+
+
+def test_an_id_that_the_model_lacks_is_named(model):
+    """A token of the data that was added to the tokenizer and not to the model."""
+    train.log_probabilities(model, [([1, 36], [-100, 36])])
+    for strange in (37, -1):
+        with pytest.raises(MiniloraError, match=f"row 2 of the data holds token id {strange}"):
+            train.log_probabilities(model, [([1, 36], [-100, 36]), ([1, strange], [-100, strange])])

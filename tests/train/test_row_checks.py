@@ -44,6 +44,10 @@ FAULTS = {
     "an id too high": (([BOS, SIZE, EOS], [IGNORE, SIZE, EOS]), "holds token id 50, .* 0 to 49"),
     "an id below zero": (([BOS, -1, EOS], [IGNORE, IGNORE, EOS]), "holds token id -1"),
     "too long": (row([BOS, *range(10, 20)], [20, EOS]), "has 13 tokens, .* 12; lower --seq to 12"),
+    "shifted after a sound beginning": (
+        ([BOS, 10, 20, 21, EOS], [IGNORE, 10, IGNORE, EOS, EOS]),
+        "shifted already",
+    ),
     "shifted": (([BOS, 10, 20, EOS], [10, 20, EOS, IGNORE]), "shifted already"),
     "all masked": (([BOS, 10, EOS], [IGNORE] * 3), "has nothing to learn"),
     "one token": (([EOS], [EOS]), "has nothing to learn"),
