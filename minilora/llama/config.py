@@ -185,7 +185,8 @@ def config_from_hf(cls: type[Config], fields: dict[str, Any], name: str) -> Conf
     require(fields, SCHEMA, name, f"mend that field, or {AGAIN}")
     refuse_foreign(fields, name)
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
-        raise MiniloraError(f"{name}: hidden_act is {fields['hidden_act']!r}; a Llama's is 'silu'")
+        found = fields["hidden_act"][:60]
+        raise MiniloraError(f"{name}: hidden_act is {found!r}; a Llama's is 'silu'")
     missing = [each for each in NEEDED if each not in fields]
     if missing:
         raise MiniloraError(f"{name}: {', '.join(missing)} missing; {AGAIN}")
