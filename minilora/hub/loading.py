@@ -9,8 +9,8 @@ LoRA layers where `lora.add_lora` puts ours, and starts them from the same rando
 one seed means one adapter in both stacks. The model can then go to `train.fit` as it is.
 `Answering` lets `scoring.exact_match` ask it questions. Errors of the libraries become one line
 with the remedy; a model that is too large for the memory is refused before it is read.
-What it leaves out: other architectures; several devices; what PEFT has beside LoRA; folders that
-are quantized already.
+What it leaves out: families that `llama/families.py` does not know; several devices; what PEFT has
+beside LoRA; folders that are quantized already.
 Where numerics differ: PEFT adds base and adapter in another order, and transformers computes logits
 at every position, so losses agree to rounding. bitsandbytes on a CPU is wrong twice, which `cure`
 mends: after an evaluation it packs its weights anew and the input's gradient is lost; and where a
