@@ -7,14 +7,12 @@ the weights is metadata: sizes, rotary frequencies, the vocabulary, the ids at w
 the chat template.
 What it leaves out: K-quants (`llama-quantize` makes them from a file in f16 or bf16), several files
 for one model.
-Where numerics differ: for the architecture `llama`, llama.cpp turns neighbouring numbers of a head
-by one angle, where Hugging Face turns number i and i + D/2. The rows of q and k are put in that
-order, which leaves every product q·k as it was.
+Where numerics differ: nowhere but in rounding to the type that is asked for. The rows of q and k
+change places (llama/gguf_tensors.py), which leaves every product q·k as it was.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,15 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import MiniloraError
-from ..llama.rope import rope_frequencies
+from ..llama.gguf_tensors import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    names_there,
+    rope_factors,
+    to_there,
+)
+from ..system.gguf_reader import library
+from ..system.gguf_words import KNOWN_ENDS, UNKNOWN
 from . import gguf_vocabulary
 
 if TYPE_CHECKING:
@@ -35,15 +41,11 @@ Q8_BLOCK = 32  # numbers that share a scale in Q8_0
 F16_MOST = 65504.0
 GOOD_STATE = "go back to the last good state and lower the learning rate"
 TYPES = ("f16", "bf16", "q8_0", "f32")
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+FAMILIES = {ours: theirs for theirs, ours in ARCHITECTURES.items()} | {"mistral": "llama"}
 # what llama.cpp takes where YaRN's numbers are not in the file; others are not obeyed by all of it
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "truncate": True}
 YARN_DEFAULTS |= {"mscale": None, "mscale_all_dim": None}
 MOST_STOPS = 3  # llama.cpp has a place for the ends of a text, of a turn and of a message
-# what an answer ends with, whatever the file says; llama.cpp goes by the text of the token
-KNOWN_STOPS = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>"}
-KNOWN_STOPS |= {"<|eom_id|>", "<EOT>", "<|end_of_text|>"}
-
 # the format of a tokenizer without a template (`text.prompts.plain_pieces`), as a template;
 # without one, llama.cpp takes a format of its own
 PLAIN = (
@@ -88,26 +90,15 @@ def write(
     return vocabulary.notes
 
 
-def library() -> Any:
-    """The package `gguf`. Raises MiniloraError where it is missing."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise MiniloraError(
-            "writing GGUF needs the package gguf; install it with `pip install 'minilora[hub]'`"
-        ) from error
-    return gguf
-
-
 def architecture(config: Config) -> str:
     """llama.cpp's name for the model's family. Raises MiniloraError where it has none."""
     family = config.model_type
-    if family not in ARCHITECTURES:
+    if family not in FAMILIES:
         raise MiniloraError(
             f"a model of the family {family} is not written as GGUF here, only one of "
-            f"{', '.join(ARCHITECTURES)}; take llama.cpp's convert_hf_to_gguf.py"
+            f"{', '.join(FAMILIES)}; take llama.cpp's convert_hf_to_gguf.py"
         )
-    return ARCHITECTURES[family]
+    return FAMILIES[family]
 
 
 def _file_type(kind: str) -> str:
@@ -160,8 +151,8 @@ def _add_vocabulary(writer: Any, vocabulary: gguf_vocabulary.Vocabulary) -> None
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
-    if gguf_vocabulary.UNKNOWN in vocabulary.types:
-        writer.add_unk_token_id(vocabulary.types.index(gguf_vocabulary.UNKNOWN))
+    if UNKNOWN in vocabulary.types:
+        writer.add_unk_token_id(vocabulary.types.index(UNKNOWN))
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
     if vocabulary.scores is not None:
@@ -184,7 +175,7 @@ def _add_special(writer: Any, tokenizer: Tokenizer, stops: list[int], tokens: li
         )
     writer.add_eos_token_id(stops[0])
     writer.add_pad_token_id(tokenizer.pad_id)
-    more = [stop for stop in stops[1:] if tokens[stop] not in KNOWN_STOPS]
+    more = [stop for stop in stops[1:] if tokens[stop] not in KNOWN_ENDS]
     if len(more) >= MOST_STOPS:
         raise MiniloraError(
             f"an answer ends at {len(stops)} tokens ({', '.join(tokens[stop] for stop in stops)}), "
@@ -208,17 +199,12 @@ def _write_tensors(writer: Any, model: Llama, kind: str) -> None:
     """Announce all tensors, then convert and write them one by one."""
     gguf = library()
     config = model.config
-    names = gguf.get_tensor_name_map(
-        gguf.MODEL_ARCH[architecture(config).upper()], config.num_hidden_layers
-    )
-    entries = []  # name there, name here, tensor
-    for key, tensor in model.state_dict().items():
-        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise MiniloraError(f"llama.cpp has no place for the tensor {key} of such a model")
-        entries.append((name, key, tensor.detach()))
+    state = model.state_dict()
+    kin = architecture(config)
+    names = names_there(kin, config.num_hidden_layers, state)
+    entries = [(names[key], key, tensor.detach()) for key, tensor in state.items()]
     if _rope_kind(config.rope_scaling or {}) == "llama3":
-        entries.append(("rope_freqs.weight", "", _rope_factors(config)))
+        entries.append((ROPE_FACTORS, ROPE_FACTORS, rope_factors(config)))
     for name, _, tensor in entries:
         to = _tensor_kind(tensor, kind)
         shape = gguf.quant_shape_to_byte_shape(tuple(tensor.shape), to)
@@ -227,7 +213,7 @@ def _write_tensors(writer: Any, model: Llama, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, key, tensor in entries:
-        values = in_order(key, tensor, config).float().cpu().numpy()
+        values = to_there(key, tensor, config, kin).float().cpu().numpy()
         writer.write_tensor_data(_converted(name, values, _tensor_kind(tensor, kind)))
 
 
@@ -239,24 +225,6 @@ def _tensor_kind(tensor: Tensor, kind: str) -> Any:
     if tensor.dim() < 2:
         return kinds.F32
     return kinds[(kind if kind != "q8_0" or tensor.shape[-1] % Q8_BLOCK == 0 else "f16").upper()]
-
-
-def in_order(key: str, tensor: Tensor, config: Config) -> Tensor:
-    """The tensor as llama.cpp's architecture wants its rows: of q and k, in each head 0, D/2, 1,
-    D/2 + 1, … where Hugging Face has 0, 1, 2, …
-    """
-    part = key.split(".")[-2] if key else ""
-    if architecture(config) != "llama" or part not in ("q_proj", "k_proj"):
-        return tensor
-    heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
-    halves = tensor.reshape(heads, 2, config.head_dim // 2, -1)  # (H, 2, D/2, C)
-    return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def _rope_factors(config: Config) -> Tensor:
-    """What llama.cpp divides the frequencies by, (D/2,): Llama 3.1's scheme."""
-    plain = rope_frequencies(dataclasses.replace(config, rope_scaling=None))
-    return plain / rope_frequencies(config)
 
 
 def _converted(name: str, values: np.ndarray, kind: Any) -> np.ndarray:

@@ -20,28 +20,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MiniloraError
+from ..system.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ..text.gguf_tokenizer import CUTS, UNMERGED, cutting, spaces
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-# llama.cpp's token types
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 IN_TEXT = [byte for byte in range(256) if byte < 0xC0 or 0xC2 <= byte < 0xF5]  # in UTF-8
 OURS = r" ?[a-z]+'?|[A-Z][a-z]*|\d|\n| ?[^\sA-Za-z\d]+|\s"  # the shipped base's
-
-# (how text is cut, is a whole piece that is a token taken unmerged) → llama.cpp's name
-PRE = {
-    ((("bytes", True),), False): "gpt-2",
-    ((("digits", True), ("bytes", True)), False): "smollm",
-    ((f"{CONTRACTIONS}|{WORDS}|\\p{{N}}{{1,3}}|{REST}", ("bytes", False)), True): "llama-bpe",
-    ((f"{CONTRACTIONS}|{WORDS}|\\p{{N}}{{1,3}}|{REST}", ("bytes", False)), False): "smaug-bpe",
-    ((f"{CONTRACTIONS}|{WORDS}|\\p{{N}}|{REST}", ("bytes", False)), False): "qwen2",
-    ((OURS, ("bytes", False)), False): "superbpe",  # see `_no_merge_crosses`
-}
+# llama.cpp's names that are written, one for each way of cutting
+WRITTEN = ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2")
 
 
 @dataclass
@@ -109,7 +97,7 @@ def _tokens(vocab: dict[str, int], added: list[dict], size: int) -> tuple[list[s
 
 
 def _cut(pre: dict | None) -> tuple:
-    """How text is cut before merging, step by step, in the form of PRE's keys."""
+    """How text is cut before merging, step by step, in a form that compares."""
     if pre is None:
         return ()
     if pre["type"] == "Sequence":
@@ -125,9 +113,19 @@ def _cut(pre: dict | None) -> tuple:
     return (json.dumps(pre, sort_keys=True),)
 
 
+def _names() -> dict[tuple, str]:
+    """(how text is cut, is a whole piece that is a token taken unmerged) → llama.cpp's name."""
+    found = {
+        (tuple(step for part in cutting(CUTS[name]) for step in _cut(part)), name in UNMERGED): name
+        for name in WRITTEN
+    }
+    found[((OURS, ("bytes", False)), False)] = "superbpe"  # see `_no_merge_crosses`
+    return found
+
+
 def _byte_level(fields: dict, cut: tuple, tokens, types, merges) -> Vocabulary:
     notes = []
-    name = PRE.get((cut, bool(fields["model"].get("ignore_merges"))))
+    name = _names().get((cut, bool(fields["model"].get("ignore_merges"))))
     if name is None:
         raise _no_such(f"it cuts text by rules that none there has ({_shortly(cut)})")
     normalizer = fields["normalizer"]
@@ -179,9 +177,8 @@ def _no_merge_crosses(merges: list[tuple[str, str]]) -> None:
 def _sentencepiece(fields: dict, tokens, types, merges) -> Vocabulary:
     model, normalizer = fields["model"], fields["normalizer"] or {}
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
-    prefix = bool(steps) and steps[0] == {"type": "Prepend", "prepend": "▁"}
-    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    if fields["pre_tokenizer"] is not None or steps[prefix:] != [space]:
+    prefix = steps == spaces(True)
+    if fields["pre_tokenizer"] is not None or steps != spaces(prefix):
         raise _no_such(
             "it puts spaces before words by rules that none there has "
             f"({_shortly(fields['pre_tokenizer'] or normalizer)})"

@@ -2,10 +2,9 @@
 
 What it replaces: transformers' `gguf_file=`, and llama.cpp's converters read backwards.
 How it works: the metadata is put under config.json's names and checked as config.json is. The
-model is made without memory, and the package `gguf` says how llama.cpp calls each of its tensors;
-those in the file must be these, in name and shape, before one is decoded. For the architecture
-`llama`, llama.cpp turns neighbouring numbers of a head by one angle where Hugging Face turns number
-i and i + D/2, and its files hold the rows of q and k in that order: it is undone here.
+model is made without memory. gguf_tensors.py says how llama.cpp calls each of its tensors and in
+which order it has their rows; those in the file must be these, in name and shape, before one is
+decoded.
 What it leaves out: every architecture that is no Llama, and what llama.cpp would compute beside one
 (experts, scaled logits): those are refused by name.
 Where numerics differ: nowhere; the weights are what the package decodes, to the bit.
@@ -24,17 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MiniloraError
-from ..system.gguf_reader import AGAIN, Entry, Header, library, read_header
+from ..system.gguf_reader import AGAIN, Entry, Header, read_header
+from ..system.gguf_words import CONTROL, KNOWN_ENDS, SPM_IDS
 from ..system.json_files import shown
 from .checkpoint import require_finite
 from .config import Config
 from .families import FAMILIES
-from .rope import RotaryTable, rope_frequencies
+from .gguf_tensors import ARCHITECTURES, ROPE_FACTORS, from_there, names_there, rope_factors
+from .rope import RotaryTable
 
 Model = TypeVar("Model", bound=nn.Module)
-
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # there → model_type here
-TURNED = ("llama",)  # the architectures whose files hold the rows of q and k in llama.cpp's order
 
 SIZES = {  # llama.cpp's name, behind the architecture's → config.json's
     "context_length": "max_position_embeddings",
@@ -62,15 +60,7 @@ FOREIGN: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": (False,),
 }
 # Tensors that some converters wrote and that say nothing.
-NOTHING = ("rope_freqs.weight", ".attn_rot_embd.weight", ".rotary_emb.inv_freq")
-# llama.cpp ends a text at tokens of these texts, whatever the file names as its end.
-KNOWN_ENDS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>",
-    "<EOT>", "<|end_of_text|>",
-)  # fmt: skip
-CONTROL = 3  # llama.cpp's type of a token that is no text
-SPM_IDS = {"bos": 1, "eos": 2}  # what llama.cpp takes where the file of such a vocabulary is silent
-
+NOTHING = (ROPE_FACTORS, ".attn_rot_embd.weight", ".rotary_emb.inv_freq")
 # Llama 3.1's scheme of rotary positions is in a file as one factor for each pair of numbers. To
 # scale both frequencies' factors and the old length alike changes nothing: the low one is 1 here.
 HIGH_FACTORS = (4.0, 2.0, 3.0, 8.0, 16.0, 32.0)
@@ -114,7 +104,7 @@ def config_of(header: Header) -> Config:
     fields |= _ids(header)
     config = Config.from_hf(fields, str(header.path))
     _require_heads(header, told, config)
-    if "rope_freqs.weight" in header.tensors:
+    if ROPE_FACTORS in header.tensors:
         config = dataclasses.replace(config, rope_scaling=_llama3(header, config))
     return config
 
@@ -137,12 +127,13 @@ def load(
     with torch.device("meta"):
         model = make(config)
     expected = model.state_dict()
-    names = _names(header, config, expected)
+    names = names_there(_architecture(header), config.num_hidden_layers, expected)
     _require_same(header, {name: tuple(expected[key].shape) for key, name in names.items()})
     narrow = native(header)
     state: dict[str, Tensor] = {}
     for key, name in names.items():
-        values = _decoded(header, header.tensors[name], key, config)
+        values = _read(header, header.tensors[name])
+        values = from_there(key, values, config, _architecture(header))
         to = kept_as(values, header.tensors[name], narrow) if dtype is None else dtype
         state[key] = values.to(device=device, dtype=to)
         require_finite(key, state[key], header.path, f"{str(to)[6:]} is too narrow for it")
@@ -247,18 +238,17 @@ def _stretched(header: Header, told: dict[str, Any]) -> dict[str, Any] | None:
 
 def _llama3(header: Header, config: Config) -> dict[str, Any]:
     """rope_scaling of Llama 3.1's scheme, whose factors for each pair of numbers are a tensor."""
-    factors = _read(header, header.tensors["rope_freqs.weight"])
-    plain = rope_frequencies(dataclasses.replace(config, rope_scaling=None))  # (D/2,)
+    factors = _read(header, header.tensors[ROPE_FACTORS])
     wrong = f"{header.path}: rope_freqs.weight holds factors of rotary positions"
-    if factors.shape != plain.shape or not bool((factors > 0).all()):
+    if factors.shape != (config.head_dim // 2,) or not bool((factors > 0).all()):
         raise MiniloraError(f"{wrong} that are none for heads of {config.head_dim}; {AGAIN}")
     own = {"rope_type": "llama3", "factor": _plain(float(factors.max())), "low_freq_factor": 1.0}
     best, least = own, FACTORS_ALIKE
     for high in HIGH_FACTORS:
         for old in OLD_LENGTHS:
             tried = {**own, "high_freq_factor": high, "original_max_position_embeddings": old}
-            made = rope_frequencies(dataclasses.replace(config, rope_scaling=tried))
-            off = float((plain / made / factors - 1).abs().max())
+            made = rope_factors(dataclasses.replace(config, rope_scaling=tried))
+            off = float((made / factors - 1).abs().max())
             if off < least:
                 best, least = tried, off
     if best is own:
@@ -274,9 +264,8 @@ def _ids(header: Header) -> dict[str, Any]:
     ends += [get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
     words, kinds = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
     if isinstance(words, list) and isinstance(kinds, list):
-        known = set(KNOWN_ENDS)
         pairs = enumerate(zip(words, kinds))
-        ends += [number for number, (word, kind) in pairs if kind == CONTROL and word in known]
+        ends += [number for number, (word, kind) in pairs if kind == CONTROL and word in KNOWN_ENDS]
     size = _embedding(header).shape[0]
     kept = [each for each in dict.fromkeys(ends) if isinstance(each, int) and 0 <= each < size]
     bos, pad = (
@@ -291,15 +280,6 @@ def _ids(header: Header) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------- weights
-
-
-def _names(header: Header, config: Config, expected: dict[str, Tensor]) -> dict[str, str]:
-    """llama.cpp's name of each of the model's tensors."""
-    gguf = library()
-    there = gguf.get_tensor_name_map(
-        gguf.MODEL_ARCH[_architecture(header).upper()], config.num_hidden_layers
-    )
-    return {key: there.get_name(key, try_suffixes=(".weight", ".bias")) for key in expected}
 
 
 def _require_same(header: Header, expected: dict[str, tuple[int, ...]]) -> None:
@@ -341,17 +321,6 @@ def _read(header: Header, entry: Entry) -> Tensor:
         at += len(part)
     require_finite(entry.name, out, header.path, AGAIN)
     return out.reshape(entry.shape)
-
-
-def _decoded(header: Header, entry: Entry, key: str, config: Config) -> Tensor:
-    """A tensor in fp32, its rows as Hugging Face has them."""
-    values = _read(header, entry)
-    part = key.split(".")[-2]
-    if _architecture(header) not in TURNED or part not in ("q_proj", "k_proj"):
-        return values
-    heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
-    pairs = values.reshape(heads, config.head_dim // 2, 2, -1)  # (H, D/2, 2, C)
-    return pairs.transpose(1, 2).reshape(values.shape)
 
 
 def native(header: Header) -> torch.dtype:

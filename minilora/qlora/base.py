@@ -20,6 +20,7 @@ from pathlib import Path
 from ..errors import MiniloraError
 from ..llama.weight_files import model_folder
 from ..models import names
+from ..models.catalogue import catalogue
 from ..system.fetch import fetch, hub_name
 from ..system.files import data_folder
 from ..system.gguf_reader import is_gguf
@@ -53,7 +54,7 @@ def resolve(name: str) -> Path:
         return model_folder(folder)  # a file is told what it is
     if meant := names.near(name):
         raise MiniloraError(
-            f"no model {name!r}; {meant}Give `tiny`, one of {', '.join(names.catalogue())}, a "
+            f"no model {name!r}; {meant}Give `tiny`, one of {', '.join(catalogue())}, a "
             "folder or a GGUF that exists, or a Hub name like owner/name"
         )
     return fetch(hub_name(name))

@@ -24,10 +24,8 @@ from typing import Any
 
 from ..errors import MiniloraError
 from ..system.gguf_reader import AGAIN, Header, read_header
+from ..system.gguf_words import CONTROL, NORMAL, SPM_IDS, UNKNOWN, UNUSED, USER_DEFINED
 from ..system.json_files import shown
-
-# llama.cpp's token types
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -185,6 +183,19 @@ def _tokenizer(
 # ------------------------------------------------------------------------------- byte-level BPE
 
 
+def cutting(patterns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Patterns of CUTS as tokenizer.json's pre-tokenizers; the last one makes letters of bytes."""
+    steps: list[dict[str, Any]] = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in patterns
+    ]
+    if patterns[0] == DIGITS:  # as SmolLM2's own file says it
+        steps[0] = {"type": "Digits", "individual_digits": True}
+    own = patterns[-1] == GPT2  # the rule that ByteLevel has within itself
+    byte = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=own)
+    return [*steps[: len(steps) - own], byte]
+
+
 def _byte_level(header: Header, words: list[str], types: list[int]) -> dict[str, Any]:
     name = header.fields.get("tokenizer.ggml.pre")
     if name is None:
@@ -198,15 +209,7 @@ def _byte_level(header: Header, words: list[str], types: list[int]) -> dict[str,
             f"{header.path} cuts text by the rules {shown(name)} (tokenizer.ggml.pre); those known "
             f"here are {', '.join(CUTS)}"
         )
-    steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in patterns
-    ]
-    if patterns[0] == DIGITS:  # as SmolLM2's own file says it
-        steps[0] = {"type": "Digits", "individual_digits": True}
-    own = patterns[-1] == GPT2  # the rule that ByteLevel has within itself
-    byte = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=own)
-    steps = [*steps[: len(steps) - own], byte]
+    steps = cutting(patterns)
     vocabulary = _vocabulary(header, words, types)
     merges = []
     for merge in _list(header, "tokenizer.ggml.merges", str):
@@ -224,11 +227,19 @@ def _byte_level(header: Header, words: list[str], types: list[int]) -> dict[str,
         merges,
         {"ignore_merges": name in UNMERGED},
         pre_tokenizer=steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
-        decoder=dict(byte, use_regex=True),
+        decoder=dict(steps[-1], use_regex=True),
     )
 
 
 # -------------------------------------------------------------------------- SentencePiece's BPE
+
+
+def spaces(prefix: bool) -> list[dict[str, Any]]:
+    """tokenizer.json's normalizers that write spaces as SentencePiece does. prefix: one before the
+    text, too.
+    """
+    before: list[dict[str, Any]] = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
+    return [*before, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
 
 
 def _sentencepiece(header: Header, words: list[str], types: list[int]) -> dict[str, Any]:
@@ -240,9 +251,7 @@ def _sentencepiece(header: Header, words: list[str], types: list[int]) -> dict[s
             f"no ids; {AGAIN}"
         )
     scores = _list(header, "tokenizer.ggml.scores", float, len(words))
-    prefix = header.fields.get("tokenizer.ggml.add_space_prefix", True)
-    space = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
-    space += [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    prefix = bool(header.fields.get("tokenizer.ggml.add_space_prefix", True))
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
         {"type": "ByteFallback"},
@@ -256,7 +265,7 @@ def _sentencepiece(header: Header, words: list[str], types: list[int]) -> dict[s
         types,
         _merges(header, vocabulary, types, scores),
         {"byte_fallback": True, "fuse_unk": True, "unk_token": unknown[0] if unknown else None},
-        normalizer={"type": "Sequence", "normalizers": space},
+        normalizer={"type": "Sequence", "normalizers": spaces(prefix)},
         decoder={"type": "Sequence", "decoders": decoders},
     )
 
@@ -290,7 +299,7 @@ def _merges(
 def _special(header: Header, words: list[str]) -> dict[str, Any]:
     """tokenizer_config.json: the tokens that begin, end and fill a text."""
     spm = header.fields["tokenizer.ggml.model"] == "llama"
-    defaults = {"bos": 1, "eos": 2, "unknown": 0} if spm else {}
+    defaults = SPM_IDS if spm else {}
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         key = f"tokenizer.ggml.{theirs}_token_id"

@@ -51,8 +51,10 @@ TEXTS = [
 ]
 # no small letter, space or sign before an apostrophe
 SAFE = ["the cats sat, Cat The the", 'a b "the" -- !! x=1']
+# as Llama 3's own tokenizer.json has it
 LLAMA3 = (
-    f"{gguf_vocabulary.CONTRACTIONS}|{gguf_vocabulary.WORDS}|\\p{{N}}{{1,3}}|{gguf_vocabulary.REST}"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
