@@ -28,7 +28,12 @@ from ..system.outputs import made_by, mark
 METRICS, PICTURE, MANIFEST, STATES = "metrics.jsonl", "loss.png", "manifest.json", "state"
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-MODEL: tuple[str, ...] = ("config.json", "generation_config.json", "model*.safetensors*", "tokenizer*")
+MODEL: tuple[str, ...] = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors*",
+    "tokenizer*",
+)
 MODEL += ("special_tokens_map.json", "chat_template.jinja")
 
 LINE = b'{"step": '  # how every line of the metrics begins
