@@ -55,6 +55,9 @@ FAULTS = {
     "two BOS in a text": (([BOS, BOS, 10], [IGNORE, BOS, 10]), "two BOS"),
     "two EOS": (row([BOS, 10], [20, EOS, EOS]), "ends with two EOS tokens .id 2."),
     "two EOS in a text": (([BOS, 10, EOS, EOS], [IGNORE, 10, EOS, EOS]), "two EOS"),
+    "two BOS alone": (([BOS, BOS], [IGNORE, BOS]), "two BOS"),
+    "two EOS alone": (([10, EOS, EOS], [IGNORE, EOS, EOS]), "two EOS"),
+    "the first token's EOS masked": (([10, EOS, 11, EOS], [10, IGNORE, 11, EOS]), "never stop"),
     "EOS masked": (([BOS, 10, 20, EOS], [IGNORE, IGNORE, 20, IGNORE]), "never stop there"),
     "the answer cut": (row([BOS, 10, 11], [20, 21]), "never stop there"),
     "EOS of a text masked": (([BOS, 10, 11, EOS], [IGNORE, 10, 11, IGNORE]), "never stop there"),
@@ -150,6 +153,12 @@ def test_a_packed_stream_passes(pairs, length):
     """Answers that are cut at the end of a row go on in the next."""
     rows = [row([BOS, *question], [*answer, EOS]) for question, answer in pairs]
     require_borders(model(), text.pack(rows, length), "data")
+
+
+def test_a_piece_alone_passes():
+    """It holds the end of another answer, or begins with one."""
+    require_borders(model(), [row(None, [[BOS, 10], [20, EOS], [BOS, 11], [21]])], "data")
+    require_borders(model(), [([EOS, EOS, 11, 12], [EOS, IGNORE, IGNORE, 12])], "data")
 
 
 def test_a_row_alone_is_not_taken_for_a_piece_of_a_stream():
