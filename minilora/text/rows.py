@@ -47,7 +47,12 @@ def _chat_row(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Row:
     for start, end, (_, learned) in zip(places, places[1:], ended):
         if not learned:
             continue
-        last = max(i for i in range(start, end) if ids[i] == tokenizer.eos_id)
+        last = max((i for i in range(start, end) if ids[i] == tokenizer.eos_id), default=None)
+        if last is None:
+            raise MiniloraError(
+                f"the tokenizer does not read its own eos_token {eos!r} as the one token of that "
+                "name, so no answer would end; take tokenizer.json from where it came"
+            )
         labels[start : last + 1] = ids[start : last + 1]
         first = last
         while first > start and ids[first - 1] == tokenizer.eos_id:

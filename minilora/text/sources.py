@@ -12,7 +12,6 @@ What it leaves out: Parquet, streaming, data sets that run code of their own.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Sequence
@@ -21,12 +20,15 @@ from pathlib import Path
 
 from ..errors import MiniloraError
 from ..system.fetch import fetch_file
+from ..system.json_files import parse_json, read_bytes
 from .examples import read_examples, read_split
 from .prompts import messages_of
 from .rows import encode_example
 from .tokenizer import Tokenizer
 
 SPLITS = ("train", "valid", "test")
+OTHER = "where it is neither JSON Lines nor a list in JSON, name another of its files"
+MEGABYTES = 2000  # of a data set's file
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,13 @@ def from_hub(source: OnTheHub) -> list[dict]:
     fetched or has other fields.
     """
     path = fetch_file(source.name, source.file)
-    text = path.read_text(encoding="utf-8")
-    try:
-        rows = (
-            json.loads(text)
-            if path.suffix == ".json"
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
-    except ValueError as error:
-        raise MiniloraError(
-            f"{source.file} of {source.name} is neither JSON Lines nor a list in JSON "
-            f"({error}); name another of its files"
-        ) from error
+    name, remedy = f"{source.file} of {source.name}", OTHER
+    data = read_bytes(path, remedy=remedy, megabytes=MEGABYTES)
+    if path.suffix == ".json":
+        rows = parse_json(data, name, {"type": "array"}, remedy)
+    else:
+        lines = enumerate(data.split(b"\n"), 1)
+        rows = [parse_json(x, f"{name}, line {n}", None, remedy) for n, x in lines if x.strip()]
     return [example(row, source) for row in rows]
 
 

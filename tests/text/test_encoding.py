@@ -98,7 +98,8 @@ def test_an_unknown_letter_before_the_border_is_no_special_token(tmp_path):
     """Its id is that of <unk>, at which no text is cut."""
     tokenizer = Tokenizer.from_pretrained(folder_of(tmp_path, "unigram"))
     example = {"prompt": "where, dog ", "response": "who"}
-    ids, _ = encode_example(example, tokenizer)
+    ids, labels = encode_example(example, tokenizer)
     prompt = encode_prompt("where, dog ", tokenizer)
+    assert labels[len(prompt) - 1] == IGNORE != labels[len(prompt)]
     unknown = tokenizer.backend.token_to_id("<unk>")
     assert unknown in ids[: len(prompt) + 2] and ids[: len(prompt)] == prompt

@@ -103,6 +103,7 @@ THOUGHT = "<think>\nthe cat\n</think>\n\non the mat"
         ("<think>the cat</think>b", "the cat</think>b<|eos|>"),
         ("on the mat", "on the mat<|eos|>"),  # without thoughts, as it is
     ],
+    ids=["thoughts", "in one line", "none"],
 )
 def test_thoughts_that_the_prompt_opens_are_learned(tokenizer, answer, learned):
     """As DeepSeek-R1's distilled models have them: the prompt ends in <think>, and the template
