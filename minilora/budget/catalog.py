@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MiniloraError
-from .shapes import Shape, nearest, read_config, shape_of
+from ..system.gguf_reader import is_gguf
+from .shapes import Shape, nearest, read_config, same_family, shape_of, shape_of_gguf
 
 if TYPE_CHECKING:
     from ..llama.config import Config
@@ -129,8 +130,8 @@ def __getattr__(name: str) -> Any:
 
 
 def model(name: str | Path | Shape) -> Shape:
-    """The shape of a model of the catalogue, or of a folder or config.json. Raises MiniloraError
-    with the nearest names.
+    """The shape of a model of the catalogue, or of a folder, config.json or GGUF. Raises
+    MiniloraError with the nearest names.
     """
     if isinstance(name, Shape):
         return name
@@ -144,9 +145,12 @@ def model(name: str | Path | Shape) -> Shape:
             return known[each]
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
+    if is_gguf(path):
+        return shape_of_gguf(path)
     if path.is_file():
         return shape_of(read_config(path), path.parent.name or str(path))
-    raise nearest("model", str(name), known, " (or give the path of a config.json)")
+    remedy = " (or give the path of a config.json)"
+    raise nearest("model", str(name), known, remedy, same_family)
 
 
 def spellings(key: str) -> list[str]:

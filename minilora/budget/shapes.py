@@ -11,14 +11,19 @@ the text, one byte for each pair of tokens.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import MiniloraError
 from ..system.json_files import read_json
 
+if TYPE_CHECKING:
+    from ..llama.config import Config
+
+OTHER_FAMILIES = {"mixtral"}  # spelled nearly as one of the catalogue's is
 READ = (  # the fields of a config.json that a shape follows from
     "model_type",
     "architectures",
@@ -168,16 +173,34 @@ class Shape:
         return self.linear_parameters + biases + rest + self.table * (1 if self.tied else 2)
 
 
-def nearest(kind: str, name: str, known: Iterable[str], remedy: str = "") -> MiniloraError:
-    """The error for a name that is not known: one line with those that look most like it."""
+def nearest(
+    kind: str,
+    name: str,
+    known: Iterable[str],
+    remedy: str = "",
+    kin: Callable[[str, str], bool] = lambda name, other: True,
+) -> MiniloraError:
+    """The error for a name that is not known: one line with those that look most like it, if `kin`
+    says that they can be meant.
+    """
     known = list(known)
     folded = {each.lower(): each for each in reversed(known)}
     close = [
         folded[each]
         for each in difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.4)
+        if kin(str(name).lower(), each)
     ]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
     return MiniloraError(f"unknown {kind} {name!r}; {hint}{remedy}")
+
+
+def same_family(name: str, other: str) -> bool:
+    """Whether the word in front of two models' names is the same but for a slip: a Gemma is no
+    Llama, however alike they are spelled, and a Mixtral no Mistral.
+    """
+    words = [re.match("[a-z]*", each.rpartition("/")[2])[0] for each in (name, other)]
+    alike = difflib.SequenceMatcher(None, *words).ratio()
+    return words[0] == words[1] or (alike > 0.75 and words[0] not in OTHER_FAMILIES)
 
 
 def read_config(path: Path) -> dict:
@@ -191,7 +214,20 @@ def shape_of(fields: dict, name: str = "config.json") -> Shape:
     """
     from ..llama.config import Config
 
-    config = Config.from_hf({each: fields[each] for each in READ if each in fields}, name)
+    return shape_from(
+        Config.from_hf({each: fields[each] for each in READ if each in fields}, name), name
+    )
+
+
+def shape_of_gguf(path: Path) -> Shape:
+    """The shape in the metadata of a GGUF. Raises MiniloraError for what is no Llama."""
+    from ..llama.gguf import read_config
+
+    return shape_from(read_config(path), path.name, "the GGUF's metadata")
+
+
+def shape_from(config: Config, name: str, source: str = "config.json") -> Shape:
+    """The shape of a Config of ours."""
     return Shape(
         name,
         config.hidden_size,
@@ -207,5 +243,5 @@ def shape_of(fields: dict, name: str = "config.json") -> Shape:
         mlp_bias=config.mlp_bias,
         qk_norm=config.qk_norm,
         context=config.max_position_embeddings,
-        source="config.json",
+        source=source,
     )

@@ -264,6 +264,31 @@ def test_a_folder_is_read_although_its_name_is_in_the_catalogue(tmp_path):
     assert catalog.model(folder).hidden == 64
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["gemma-7b", "google/gemma-2-9b", "phi-3-mini", "mixtral-8x7b", "falcon-7b", "alpaca-7b"],
+)
+def test_a_model_of_another_family_is_not_what_was_meant(name):
+    with pytest.raises(MiniloraError, match="unknown model") as told:
+        catalog.model(name)
+    assert "did you mean" not in str(told.value) and "config.json" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("lama-7b", "llama-7b"),
+        ("tinylama-1.1b", "tinyllama-1.1b"),
+        ("mistrl-7b", "mistral-7b"),
+        ("qwn2.5-7b", "qwen2.5-7b"),
+        ("meta/llama-7", "llama-7b"),
+    ],
+)
+def test_a_slip_in_a_familys_name_is_seen(name, meant):
+    with pytest.raises(MiniloraError, match=f"did you mean .*{meant}"):
+        catalog.model(name)
+
+
 def test_unknown_names_bring_the_nearest():
     for call, said in [
         (lambda: catalog.model("lama-3-8b"), "did you mean llama-3-8b"),
