@@ -456,9 +456,10 @@ def test_a_card_without_bf16_computes_in_fp16_over_a_base_in_32_bits(capsys):
 
 
 def test_what_our_llama_cannot_run_is_counted_in_transformers_and_said(capsys):
-    text = said_by_itself(capsys, "--model", "qwen2.5-0.5b")
-    assert "note: counted in transformers' Llama: ours cannot run qwen2.5-0.5b" in text
-    assert "transformers" not in said_by_itself(capsys, "--model", "llama-7b")
+    text = said_by_itself(capsys, "--model", "gpt-neox-20b", "--method", "inference")
+    assert "note: counted in transformers' Llama: ours cannot run gpt-neox-20b" in text
+    for name in ("llama-7b", "qwen2.5-0.5b", "mistral-7b"):
+        assert "transformers" not in said_by_itself(capsys, "--model", name)
 
 
 @pytest.mark.parametrize(
