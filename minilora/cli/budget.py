@@ -67,8 +67,8 @@ def _as_finetune(group) -> None:
 
     add(
         "model",
-        meaning="tiny, a name such as llama-7b or qwen2.5-1.5b, a Hugging Face folder, or its "
-        "config.json",
+        meaning="tiny, a name such as llama-7b or qwen2.5-1.5b, a Hugging Face folder, its "
+        "config.json, or a GGUF",
     )
     add(
         "method",

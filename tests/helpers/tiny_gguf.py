@@ -2,6 +2,7 @@
 part in them.
 """
 
+import json
 import math
 
 import numpy as np
@@ -67,6 +68,7 @@ def write(path, model, kind="F32", arch="llama", fields=None, words=None, drop=(
     (None: left out); words: gets the writer, to add a vocabulary; drop: tensors left out.
     """
     config, state = model.config, model.state_dict()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer = gguf.GGUFWriter(path, arch)
     told = {
         f"{arch}.context_length": config.max_position_embeddings,
@@ -75,9 +77,9 @@ def write(path, model, kind="F32", arch="llama", fields=None, words=None, drop=(
         f"{arch}.feed_forward_length": config.intermediate_size,
         f"{arch}.attention.head_count": config.num_attention_heads,
         f"{arch}.attention.head_count_kv": config.num_key_value_heads,
-        f"{arch}.attention.key_length": config.head_dim,
-        f"{arch}.attention.value_length": config.head_dim,
-        f"{arch}.rope.dimension_count": config.head_dim,
+        f"{arch}.attention.key_length": head,
+        f"{arch}.attention.value_length": head,
+        f"{arch}.rope.dimension_count": head,
         f"{arch}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         f"{arch}.rope.freq_base": float(config.rope_parameters["rope_theta"]),
         f"{arch}.vocab_size": config.vocab_size,
@@ -122,3 +124,28 @@ def finish(writer):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def words_of(backend):
+    """(texts by id, types by id, merges) of a tokenizer.json"""
+    fields = json.loads(backend.to_str())
+    entries = fields["model"]["vocab"] | {t["content"]: t["id"] for t in fields["added_tokens"]}
+    words = sorted(entries, key=entries.get)
+    kinds = {t["content"]: 3 if t["special"] else 4 for t in fields["added_tokens"]}
+    kinds |= {"<unk>": 2} | {f"<0x{byte:02X}>": 6 for byte in range(256)}
+    return words, [kinds.get(word, 1) for word in words], fields["model"]["merges"]
+
+
+def add_words(writer, backend, pre=None, bos="<|bos|>", eos="<|eos|>"):
+    """The tokenizer `backend` as metadata: byte-level by the rules `pre`, else SentencePiece's."""
+    words, kinds, merges = words_of(backend)
+    writer.add_tokenizer_model("gpt2" if pre else "llama")
+    writer.add_token_list(words), writer.add_token_types(kinds)
+    if pre:
+        writer.add_tokenizer_pre(pre), writer.add_token_merges([" ".join(m) for m in merges])
+    else:
+        order = {}
+        for left, right in merges:
+            order.setdefault(left + right, -float(len(order)))
+        writer.add_token_scores([order.get(word, 0.0) for word in words])
+    writer.add_bos_token_id(words.index(bos)), writer.add_eos_token_id(words.index(eos))

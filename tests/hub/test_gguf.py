@@ -15,15 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import little_vocabularies
 import numpy as np
 import pytest
 import torch
 from tokenizers import (
-    AddedToken,
     Regex,
     decoders,
     models,
-    normalizers,
     pre_tokenizers,
     processors,
     trainers,
@@ -104,31 +103,9 @@ def opened(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def of_pieces(texts=("the cat sat on the mat", "a hat", "that <s>"), prefix=True) -> Tokenizer:
-    """A tokenizer as Llama-2's: every pair of pieces that makes a piece is a merge."""
-    words = [f"▁{word}" for text in texts for word in text.split()]
-    parts = {w[a:b] for w in words for b in range(len(w) + 1) for a in range(b - 1)}
-    special = ["<unk>", "<s>", "</s>"]
-    pieces = ["▁▁", *sorted(parts - set(special), key=lambda part: (len(part), part))]
-    letters = sorted(set("".join(words)))
-    tokens = special + [f"<0x{byte:02X}>" for byte in range(256)] + pieces + letters
-    vocab = {token: number for number, token in enumerate(tokens)}
-    merges = [
-        (piece[:at], piece[at:])
-        for piece in [*special, *pieces]  # transformers' conversion does not leave them out
-        for at in range(1, len(piece))
-        if piece[:at] in vocab and piece[at:] in vocab
-    ]
-    backend = Backend(
-        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    steps = [normalizers.Prepend("▁")] * prefix + [normalizers.Replace(" ", "▁")]
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        + [decoders.Strip(" ", 1, 0)] * prefix
-    )
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+def of_pieces(*args, **named) -> Tokenizer:
+    """A tokenizer as Llama-2's, with BOS before a text."""
+    backend = little_vocabularies.of_pieces(*args, **named)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )

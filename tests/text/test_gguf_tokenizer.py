@@ -2,151 +2,29 @@
 all scripts, and those of transformers' `gguf_file=` where that has the same rules.
 """
 
-import functools
 import json
-import random
 
 import pytest
-from tiny_gguf import finish, gguf
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from little_vocabularies import RULES, TEXTS, byte_level, sentencepiece
+from strings_of_all_scripts import strings
+from tiny_gguf import add_words, finish, gguf, words_of
 from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
 
 from minilora.errors import MiniloraError
 from minilora.text import gguf_tokenizer
 from minilora.text.tokenizer import Tokenizer
 
-SPECIAL = ["<|pad|>", "<|bos|>", "<|eos|>", "<|im_start|>"]
-TEXTS = [
-    "the cat sat on the mat, and who's THERE? We've 12 of 345 cats'll",
-    "\n\n  x = {'a': 1}  # déjà vu",
-    "Всё смешалось в доме Облонских",
-    "中文字符和日本語のテキスト",
-    "مرحبا بالعالم שלום עולם",
-]
-# letters, digits, spaces, signs, marks that join, both directions, beyond 16 bits
-BLOCKS = [(0x20, 0x7E)] * 5 + [
-    (0x9, 0xD), (0x80, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x52F), (0x531, 0x58F),
-    (0x5D0, 0x5EA), (0x600, 0x6FF), (0x900, 0x97F), (0xB80, 0xBFF), (0xE00, 0xE7F),
-    (0x10A0, 0x11FF), (0x1200, 0x137F), (0x1780, 0x17FF), (0x2000, 0x206F), (0x2150, 0x218F),
-    (0x2200, 0x22FF), (0x3000, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xFF00, 0xFFEF),
-    (0x10330, 0x1034F), (0x1D400, 0x1D7FF), (0x1F300, 0x1F6FF),
-    (0x20000, 0x2A6DF), (0xE000, 0xE0FF),
-]  # fmt: skip
-WORDS = [" ", "  ", "\n", "the", " cat", "12", " 345", "'s", "'LL", "...", "<|im_start|>", "\t"]
-GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-
-
-def split(*patterns):
-    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-    return pre_tokenizers.Sequence([*steps, BYTES])
-
-
-# the rules as the models' own tokenizer.json has them
-RULES = {
-    "gpt-2": GPT2,
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), GPT2]),
-    "llama-bpe": split(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "qwen2": split(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "tekken": split(
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "gpt-4o": split(
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "superbpe": split(r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
-}
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|eos|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-@functools.cache
-def strings(count=2000):
-    pick = random.Random(0)
-
-    def piece():
-        if pick.random() < 0.3:
-            return pick.choice(WORDS)
-        return chr(pick.randint(*pick.choice(BLOCKS)))
-
-    return ["".join(piece() for _ in range(pick.randint(0, 40))) for _ in range(count)]
-
-
-def byte_level(rule, **model):
-    """A byte-level BPE, trained on a few words that were cut by `rule`."""
-    backend = Backend(models.BPE(**model))
-    backend.pre_tokenizer, backend.decoder = rule, decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        TEXTS,
-        trainers.BpeTrainer(
-            vocab_size=480, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    backend.add_tokens([AddedToken("<think>", normalized=False, special=False)])
-    return backend
-
-
-def sentencepiece():
-    """A BPE with bytes for letters that it does not know, as Llama 2's."""
-    backend = Backend(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=460, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(TEXTS, trainer)
-    fields = json.loads(backend.to_str())
-    fields["added_tokens"] = fields["added_tokens"][:3]
-    return Backend.from_str(json.dumps(fields))
-
-
-def words_of(backend):
-    """(texts by id, types by id, merges) of a tokenizer.json"""
-    fields = json.loads(backend.to_str())
-    entries = fields["model"]["vocab"] | {t["content"]: t["id"] for t in fields["added_tokens"]}
-    words = sorted(entries, key=entries.get)
-    kinds = {t["content"]: 3 if t["special"] else 4 for t in fields["added_tokens"]}
-    kinds |= {"<unk>": 2} | {f"<0x{byte:02X}>": 6 for byte in range(256)}
-    return words, [kinds.get(word, 1) for word in words], fields["model"]["merges"]
-
-
 def write(path, backend, pre=None, bos="<|bos|>", eos="<|eos|>", more=lambda writer: None):
     """The tokenizer in a GGUF, by the `gguf` package."""
-    words, kinds, merges = words_of(backend)
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("gpt2" if pre else "llama")
-    writer.add_token_list(words), writer.add_token_types(kinds)
-    if pre:
-        writer.add_tokenizer_pre(pre), writer.add_token_merges([" ".join(m) for m in merges])
-    else:
-        order = {}
-        for left, right in merges:
-            order.setdefault(left + right, -float(len(order)))
-        writer.add_token_scores([order.get(word, 0.0) for word in words])
-    writer.add_bos_token_id(words.index(bos)), writer.add_eos_token_id(words.index(eos))
+    add_words(writer, backend, pre, bos, eos)
     more(writer)
     finish(writer)
     return path
