@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -84,6 +85,21 @@ def test_a_template_that_loops_or_grows_is_stopped(name, monkeypatch):
     assert "is stopped: it " in str(caught.value) or "cannot be compiled: it has" in str(
         caught.value
     )
+
+
+STEPS = ["*", "* of a list", "%", "format", "zfill", "center", "replace", "join", "to_bytes"]
+
+
+@pytest.mark.parametrize("name", [*STEPS, "the filter join", "batch", "indent", "tojson", "~"])
+def test_a_step_that_would_be_large_is_not_taken(name):
+    """What is weighed when it is there has filled the memory by then."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(MiniloraError):
+            text_of(GROWING[name])
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()
 
 
 BROKEN = {
