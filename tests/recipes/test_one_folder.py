@@ -222,7 +222,7 @@ def with_small_files(argv, most):
 
 
 @pytest.mark.parametrize("kind", ["full", "merge"])
-@pytest.mark.parametrize("most", [1_000, 3_000, 10_000, 150_000, 400_000])
+@pytest.mark.parametrize("most", [1_000, 3_000, 10_000, 150_000, 300_000])
 def test_a_full_disk_leaves_no_half_of_a_model(top, tmp_path, kind, most):
     """Config, tokenizer, weights or states do not fit: one line, and the same command works when
     there is room.

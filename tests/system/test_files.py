@@ -179,3 +179,65 @@ def test_a_file_system_that_flushes_no_folder_is_borne_and_a_broken_disk_is_not(
         atomic_write(tmp_path / "file") as temporary,
     ):
         temporary.write_text("y")
+
+
+# ------------------------------------------------------------------------------- what is replaced
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
+@pytest.mark.parametrize("kind", ["link", "away", "pipe", "folder"])
+def test_only_regular_files_are_replaced(tmp_path, kind):
+    """Not even where it comes to stand there while the block runs."""
+    (tmp_path / "precious").write_text("mine")
+    put = {
+        "link": lambda path: path.symlink_to(tmp_path / "precious"),
+        "away": lambda path: path.symlink_to(tmp_path / "gone"),
+        "pipe": os.mkfifo,
+        "folder": os.mkdir,
+    }[kind]
+    for early in (True, False):
+        path = tmp_path / "out" / f"{early}"
+        path.parent.mkdir(exist_ok=True)
+        if early:
+            put(path)
+        with (
+            pytest.raises(MiniloraError, match="is there, and only regular files are written"),
+            atomic_write(path) as temporary,
+        ):
+            temporary.write_text("new")
+            put(path)
+        before = os.lstat(path)
+        with (
+            pytest.raises(MiniloraError, match="is there, and only regular files are written"),
+            atomic_folder(path.parent) as temporary,
+        ):
+            (temporary / "first").write_text("new")
+            (temporary / path.name).write_text("new")
+        assert os.lstat(path)[:2] == before[:2] and "first" not in names(path.parent)
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "gone").exists()
+
+
+def test_a_config_comes_last(tmp_path, events):
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "adapter_config.json"):
+        events.clear()
+        with atomic_folder(tmp_path / "model") as temporary:
+            for each in ("a", name, "model.safetensors", "tokenizer.json"):
+                (temporary / each).write_text("x")
+        moved = [what for kind, what in events if kind == "replace"]
+        assert moved == ["a", "model.safetensors", "tokenizer.json", name]
+
+
+def test_what_is_raised_before_the_files_move_leaves_the_old_ones(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def refuse(temporary):
+        assert (temporary / "a").read_text() == "new"
+        raise MiniloraError("not so")
+
+    with (
+        pytest.raises(MiniloraError, match="not so"),
+        atomic_folder(tmp_path, before=refuse) as temporary,
+    ):
+        (temporary / "a").write_text("new")
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
