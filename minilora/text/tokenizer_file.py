@@ -147,7 +147,7 @@ def read_backend(path: Path):
 def _try(path: Path, data: bytes) -> None:
     """Raise MiniloraError unless a child process can load and use the tokenizer."""
     digest = hashlib.sha256(data).digest()
-    if digest in _tried:
+    if digest in _tried or not sys.executable:  # none where Python is part of another program
         return
     few = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     try:
