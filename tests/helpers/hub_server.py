@@ -110,7 +110,8 @@ def look_at(port, cache, change):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def no_hub(tmp_path, monkeypatch):
+    """The hub's cache of a test, where no hub answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         port = server.server_port  # nobody listens there once it is closed
     look_at(port, tmp_path / "cache", monkeypatch)
@@ -118,10 +119,15 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hub(cache, monkeypatch, tiny_folder):
+def cache(no_hub):
+    return no_hub
+
+
+@pytest.fixture
+def hub(no_hub, monkeypatch, tiny_folder):
     monkeypatch.setattr(Hub, "folder", tiny_folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    look_at(server.server_port, cache, monkeypatch)
+    look_at(server.server_port, no_hub, monkeypatch)
     yield server
     server.shutdown(), server.server_close()

@@ -12,8 +12,7 @@ import zipfile
 
 import pytest
 import torch
-from hub_server import cache as no_hub  # noqa: F401  a fixture: a hub that does not answer
-from hub_server import hub  # noqa: F401  a fixture
+from hub_server import hub, no_hub  # noqa: F401  fixtures
 from tiny_gguf import gguf  # noqa: F401  skips where the package is missing
 
 from minilora import qlora

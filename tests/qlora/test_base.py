@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from hub_server import SHA, Hub, cache, hub, look_at  # noqa: F401  fixtures
+from hub_server import SHA, Hub, cache, hub, look_at, no_hub  # noqa: F401  fixtures
 from processes import finish, mount_small_disk
 
 from minilora import qlora

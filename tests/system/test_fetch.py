@@ -1,7 +1,7 @@
 """What is asked of the hub: only a name that can be no path, and it is said."""
 
 import pytest
-from hub_server import cache, hub  # noqa: F401  fixtures
+from hub_server import cache, hub, no_hub  # noqa: F401  fixtures
 
 from minilora import qlora
 from minilora.errors import MiniloraError

@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from hub_server import cache  # noqa: F401  a fixture
+from hub_server import cache, no_hub  # noqa: F401  fixtures
 
 from minilora.errors import MiniloraError
 from minilora.system.files import data_folder
