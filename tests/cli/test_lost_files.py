@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,6 @@ REFUSED = {
     "a run into nothing": (None, TRAIN),
     "a run into the current folder": (None, TRAIN + "."),
     "a run into the current folder by its name": (None, TRAIN + "../work"),
-    "a run into the root": (None, TRAIN + "/"),
     "a run into the home folder": (None, TRAIN + "~"),
     "a run above the current folder": (None, TRAIN + ".."),
     "a run into a file": (None, TRAIN + "precious"),
@@ -232,6 +232,13 @@ def test_it_works_and_what_was_there_stays(top, name):
     assert {name: after.get(name) for name in run} == run
     assert tree(top / "run/state").get("notes.txt") == notes
     assert not [name for name in after if ".minilora-" in name or name.endswith(".lock")]
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write there")
+def test_a_run_into_the_root(capsys, top):
+    """Never tried by somebody who could lose something, were the code wrong."""
+    assert main((TRAIN + "/").split(" ")) == 2
+    assert "choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFCHR, stat.S_IFBLK])
