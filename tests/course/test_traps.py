@@ -140,21 +140,23 @@ def test_a_merge_into_four_bits_loses_most_of_what_was_learned(folder):
     assert "while adapters are merged" in traps.refusal(lora.merge, ours)
 
 
+def renamed(folder, copy, old, new):
+    file = "adapter_model.safetensors"
+    tensors = load_file(folder / file)
+    save_file({key.replace(old, new): tensor for key, tensor in tensors.items()}, copy / file)
+
+
 def test_renamed_keys_leave_the_base_as_it_was(folder, tmp_path):
     traps.adapted().save_pretrained(tmp_path)
-    file = "adapter_model.safetensors"
-    save_file(
-        {
-            key.replace(".model.layers", "._orig_mod.layers"): t
-            for key, t in load_file(folder / file).items()
-        },
-        tmp_path / file,
-    )
+    renamed(folder, tmp_path, ".model.layers", "._orig_mod.layers")
     assert (
         loss(peft.PeftModel.from_pretrained(traps.fresh(), tmp_path))
         == loss(traps.fresh())
         > loss(peft.PeftModel.from_pretrained(traps.fresh(), folder))
     )
+    sound = loss(hub.load_adapter(traps.fresh(), folder))
+    assert loss(hub.load_adapter(traps.fresh(), tmp_path)) == sound
+    renamed(folder, tmp_path, ".layers.", ".blocks.")
     assert "lacks" in traps.refusal(hub.load_adapter, traps.fresh(), tmp_path)
 
 

@@ -178,7 +178,6 @@ TEMPLATE_PARTS = [
     "{{ cycler.__init__.__globals__ }}",
     "{{ messages|tojson }}",
     "{{ messages|join }}",
-    "{{ strftime_now('%Y') }}",
     "{{ strftime_now(5) }}",
     "{{ messages.append(1) }}",
     "{% set x = messages %}{{ x.clear() }}",
