@@ -80,7 +80,10 @@ class Settings:
     """
 
     model: str = setting(
-        "tiny", "tiny (the shipped base), a Hugging Face folder, or a Hub name", "what"
+        "tiny",
+        "tiny (the shipped base), a name of `minilora models`, a Hugging Face folder, a GGUF, or a "
+        "Hub name",
+        "what",
     )
     data: str | None = setting(
         None,

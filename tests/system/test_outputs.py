@@ -43,7 +43,7 @@ def test_any_other_name_is_taken_as_it_is(name):
         assert str(spelled(name)) == str(Path(name))
 
 
-@pytest.mark.parametrize("path", [".", "..", "../work", "~", "/", "../..", "~/work/", "new/.."])
+@pytest.mark.parametrize("path", [".", "..", "../work", "~", "/", "../..", "~/./work", "new/.."])
 def test_the_folders_that_one_stands_in_are_none_for_a_run(path):
     with pytest.raises(MiniloraError, match="(current|home) folder; name a folder in it"):
         require_folder(path)
