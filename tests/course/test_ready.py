@@ -16,7 +16,7 @@ from tools.project import pyproject
 @pytest.fixture
 def installed(monkeypatch):
     """A machine on which exactly these packages are, by their versions."""
-    there = {name: "99.0" for name in [*ready.requirements(), *ready.requirements("hub")]}
+    there = {name: "9999.0" for name in [*ready.requirements(), *ready.requirements("hub")]}
 
     def version(name):
         if name not in there:
@@ -119,7 +119,7 @@ def test_on_a_host_it_is_installed_and_nothing_else_is_touched(installed, monkey
     def run(command, **options):
         ran.append(command)
         if works:
-            installed["bitsandbytes"] = "99.0"
+            installed["bitsandbytes"] = "9999.0"
         return subprocess.CompletedProcess(command, int(not works))
 
     monkeypatch.setattr(ready.subprocess, "run", run)
@@ -159,7 +159,7 @@ def test_later_cells_repeat_the_line_until_it_is_mended(installed):
         refused = shell.run_cell("fine = 1")
         assert isinstance(refused.error_in_exec, MiniloraError)
         assert str(refused.error_in_exec).startswith("the course needs numpy")
-        installed["numpy"] = "99.0"
+        installed["numpy"] = "9999.0"
         assert shell.run_cell(start).success and shell.run_cell("fine = 1").success
     finally:
         ready._repeat("")
