@@ -5,13 +5,19 @@ cores.
 import pytest
 from hypothesis import HealthCheck, settings
 
-from minilora.cli import main
-
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-# the last door of the command line would show a fault of ours as a line like any other
-main.debugging = True
+
+@pytest.fixture(scope="session", autouse=True)
+def faults_are_raised():
+    """The last door of the command line would show a fault of ours as a line like any other.
+    Imported here, since some tests pretend another system before anything of minilora is.
+    """
+    from minilora.cli import main
+
+    main.debugging = True
+
 
 
 TEMPLATE = (

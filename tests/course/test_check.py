@@ -61,6 +61,14 @@ def test_shape_comes_before_values():
     assert "the shape is (7, 5), expected (5, 7)" in verdict.message and verdict.mistake == ""
 
 
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("shape", [(1, 7), (5, 1), (7,), ()])
+def test_nothing_is_broadcast(shape, listed):
+    answer = np.zeros(shape)
+    verdict = judge(TASK, lambda A, B, alpha, rank: answer.tolist() if listed else answer)
+    assert f"the shape is {shape}, expected (5, 7)" in verdict.message
+
+
 def test_an_unknown_mistake_is_shown_by_its_worst_value():
     def almost(*args):
         answer = _delta(*args)

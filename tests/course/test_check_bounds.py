@@ -321,6 +321,8 @@ def test_odd_values_are_one_line(made, wanted):
 def test_an_interrupt_of_the_kernel_is_the_learners(monkeypatch):
     monkeypatch.setattr(check, "SECONDS", 20.0)
     monkeypatch.setattr(check, "find", lambda identity: TASK)
+    # whoever runs the tests in the background may have told them to ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     dot, before = np.dot, sys.stdout
 
     def answer(x):

@@ -75,6 +75,19 @@ def their_logits(folder: Path) -> torch.Tensor | None:
         return model.eval()(IDS).logits.float()
 
 
+def their_four_bits(folder: Path) -> torch.Tensor | None:
+    """None too for packed bytes of shape (1, n): bitsandbytes takes those for a transposed matrix,
+    and its older versions, which wrote that shape, meant none.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        packed = [name for name in file.keys() if name.endswith("proj.weight")]  # noqa: SIM118
+        if any(file.get_slice(name).get_shape()[0] == 1 for name in packed):
+            return None
+    return their_logits(folder)
+
+
 def quantized(folder: Path) -> None:
     from minilora.qlora import load_base, quantize_model
     from minilora.qlora.checkpoint import save_quantized
@@ -252,7 +265,7 @@ KINDS = {
     "weights": Kind("model.safetensors", TENSORS, our_logits, their_logits),
     "index": Kind("model.safetensors.index.json", JSON, our_logits, their_logits, in_shards),
     "4-bit config": Kind("config.json", JSON, our_logits, their_logits, quantized),
-    "4-bit weights": Kind("model.safetensors", TENSORS, our_logits, their_logits, quantized),
+    "4-bit weights": Kind("model.safetensors", TENSORS, our_logits, their_four_bits, quantized),
     "adapter config": Kind(
         "adapter/adapter_config.json", JSON, our_adapted, their_adapted, adapter
     ),
