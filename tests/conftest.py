@@ -19,7 +19,6 @@ def faults_are_raised():
     main.debugging = True
 
 
-
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}{{ eos_token }}"
