@@ -89,11 +89,11 @@ def test_a_loop_that_never_ends_is_ended(answer):
     began = time.monotonic()
     assert "never ends" in one_line(judge(TASK, answer), "time")
     assert time.monotonic() - began < 8
-    for _ in range(100):
-        if threading.active_count() == before:
+    for _ in range(600):  # a busy machine is slow to end a thread
+        if threading.active_count() <= before:
             break
         time.sleep(0.05)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_one_long_call_is_left_behind_and_told():

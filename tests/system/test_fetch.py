@@ -1,5 +1,7 @@
 """What is asked of the hub: only a name that can be no path, and it is said."""
 
+import os
+
 import pytest
 from hub_server import cache, hub, no_hub  # noqa: F401  fixtures
 
@@ -47,6 +49,7 @@ def test_where_the_owner_is_a_folder_here_nothing_is_asked(here, monkeypatch, wh
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "fchmod"), reason="this system has no fchmod")
 def test_that_the_hub_is_asked_is_said(here, hub, capsys):
     qlora.resolve("someone/open")
     told = capsys.readouterr()

@@ -130,6 +130,7 @@ def hold(path, held, done):
         done.wait(60)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @posix
 def test_the_second_is_told_and_a_killed_one_leaves_no_lock(tmp_path):
     context = multiprocessing.get_context("fork")
