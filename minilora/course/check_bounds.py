@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Lock, Thread
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 from ..system.memory import available
@@ -165,9 +165,11 @@ def _end(thread: Thread) -> bool:
     if thread.is_alive():
 
         def go_on() -> None:
+            sys.setswitchinterval(SWITCH)
             while thread.is_alive():
                 _raise_in(thread)
-                sleep(LOOK)
+                thread.join(SWITCH)
+            sys.setswitchinterval(usual)
 
         Thread(target=go_on, daemon=True).start()
     return not thread.is_alive()
