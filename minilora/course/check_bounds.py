@@ -23,9 +23,9 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock, Thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from ..system.memory import available
@@ -76,6 +76,8 @@ class Outcome:
     stopped: str = ""
     left: bool = False
     printed: str = ""
+    over: bool = False  # the code has ended: nothing is to be put into its thread any more
+    turn: Any = field(default_factory=Lock)  # held while something is
 
 
 class _Page(io.TextIOBase):
@@ -117,7 +119,7 @@ def bounded(call: Callable[[], Any], seconds: float, state: Snapshot | None = No
                 thread.start()
                 _wait(thread, page, outcome, monotonic() + seconds)
             finally:  # an interrupt, too, ends it
-                outcome.left = not _end(thread)
+                outcome.left = not _end(thread, outcome)
     finally:
         state.restore()
     outcome.printed = page.text()
@@ -129,12 +131,23 @@ def bounded(call: Callable[[], Any], seconds: float, state: Snapshot | None = No
 
 
 def _work(context: contextvars.Context, call: Callable[[], Any], outcome: Outcome) -> None:
-    """What the thread does."""
+    """What the thread does. It returns only when no exception can reach it any more: one that came
+    while Python takes the thread off its list would leave it there for ever.
+    """
     try:
-        outcome.value = context.run(call)
-    except BaseException as error:
+        try:
+            outcome.value = context.run(call)
+            outcome.over = True
+        except BaseException as error:
+            outcome.over = True  # before any call: an exception from outside is met at calls
+            outcome.error = error
         sys.settrace(None)
-        outcome.error = error
+        with outcome.turn:  # the last may be on its way
+            pass
+        for _ in range(2):  # and is met here at the latest
+            pass
+    except Stopped:
+        sys.settrace(None)
 
 
 def _wait(thread: Thread, page: _Page, outcome: Outcome, deadline: float) -> None:
@@ -154,31 +167,31 @@ def _wait(thread: Thread, page: _Page, outcome: Outcome, deadline: float) -> Non
         thread.join(min(left, LOOK))
 
 
-def _end(thread: Thread) -> bool:
+def _end(thread: Thread, outcome: Outcome) -> bool:
     """Make the thread end. Returns whether it has; if not, it is told so until it does."""
     deadline, usual = monotonic() + PATIENCE, sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)  # so that it is also met where it handles the exception before
     while thread.is_alive() and monotonic() < deadline:
-        _raise_in(thread)
+        _raise_in(thread, outcome)
         thread.join(SWITCH)
     sys.setswitchinterval(usual)
     if thread.is_alive():
 
         def go_on() -> None:
-            sys.setswitchinterval(SWITCH)
             while thread.is_alive():
-                _raise_in(thread)
-                thread.join(SWITCH)
-            sys.setswitchinterval(usual)
+                _raise_in(thread, outcome)
+                sleep(LOOK)
 
         Thread(target=go_on, daemon=True).start()
     return not thread.is_alive()
 
 
-def _raise_in(thread: Thread) -> None:
-    """Let the thread meet Stopped before its next instruction."""
+def _raise_in(thread: Thread, outcome: Outcome) -> None:
+    """Let the thread meet Stopped at its next call or turn of a loop, if its code still runs."""
     ident = ctypes.c_ulong(thread.ident or 0)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Stopped))
+    with outcome.turn:
+        if not outcome.over:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Stopped))
 
 
 @contextlib.contextmanager

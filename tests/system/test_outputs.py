@@ -180,7 +180,7 @@ def take_turns(path, file, seconds):
             pass
 
 
-@posix
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system starts processes otherwise")
 def test_never_two_at_once(tmp_path):
     """The lock's file is made and removed again and again: no two ever hold different ones."""
     context = multiprocessing.get_context("fork")
