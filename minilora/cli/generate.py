@@ -12,7 +12,7 @@ import sys
 from ..errors import MiniloraError
 from ..recipes import load
 from ..recipes.settings import flag
-from ..system.ranges import SEED, TOKENS, number
+from ..system.ranges import SEED, TEMPERATURE, TOKENS, number
 from . import options
 
 EXAMPLE = """examples:
@@ -54,7 +54,7 @@ def add_drawing(parser, max_new: int) -> None:
     )
     add(
         "--temperature",
-        type=options.within("--temperature", number(0.001, 1000, zero=True)),
+        type=options.within("--temperature", TEMPERATURE),
         default=0.0,
         metavar="X",
         help="0 takes the likeliest token, 1 samples (default: 0)",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MiniloraError
+from ..system.ranges import TEMPERATURE
 from .cache import Cache
 from .config import Config
 from .decoder import Decoder
@@ -116,11 +117,7 @@ def _check_numbers(
         raise MiniloraError(
             f"generate: max_new_tokens is {max_new_tokens!r}; it must be a whole number, 0 or more"
         )
-    if not 0 <= temperature < float("inf"):
-        raise MiniloraError(
-            f"generate: temperature is {temperature!r}; it must be 0 (greedy) or more, often "
-            "0.7 to 1"
-        )
+    TEMPERATURE.require(temperature, "generate: temperature")
     if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
         raise MiniloraError(
             f"generate: top_k is {top_k!r}; it must be a whole number of at least 1, or None "

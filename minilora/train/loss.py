@@ -23,6 +23,7 @@ from ..errors import MiniloraError
 from ..llama.head_loss import frozen_head, head_loss
 from ..system.precision import autocast, device_of, mode
 from ..text.rows import IGNORE, Row, collate
+from .row_checks import require_vocabulary
 
 if TYPE_CHECKING:
     from ..llama.model import Llama
@@ -68,7 +69,12 @@ def tensors(rows: Sequence[Row], model: nn.Module) -> tuple[Tensor, Tensor, Tens
 def evaluate_loss(
     model: nn.Module, rows: Sequence[Row], batch_size: int = 32, precision: str = "auto"
 ) -> float:
-    """Mean cross-entropy per learned token, in nats. Leaves the model in the mode it was in."""
+    """Mean cross-entropy per learned token, in nats. Leaves the model in the mode it was in.
+
+    Raises RowFailed for an id that the model does not have, MiniloraError where no token is
+    learned.
+    """
+    require_vocabulary(model, rows, "rows")
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row[0]))
     with mode(model, False), autocast(model, precision):

@@ -292,6 +292,8 @@ def test_generation_leaves_modes_as_they_were_and_turns_dropout_off():
     [
         (dict(max_new_tokens=-1), "max_new_tokens is -1"),
         (dict(temperature=-0.5), "temperature is -0.5"),
+        (dict(temperature=1e-300), "temperature is 1e-300"),
+        (dict(temperature=float("nan")), "temperature is nan"),
         (dict(temperature=float("nan")), "temperature is nan"),
         (dict(top_k=0), "top_k is 0"),
         (dict(top_p=0.0), "top_p is 0.0"),

@@ -86,3 +86,9 @@ def test_a_padding_id_that_is_none(model, given, used):
 
 def test_a_model_that_says_nothing_of_padding(model):
     assert pad_id_of(torch.nn.Linear(2, 2)) == 0
+
+
+@pytest.mark.parametrize("odd", [37, -1])
+def test_an_id_that_the_model_does_not_have_is_named(model, odd):
+    with pytest.raises(MiniloraError, match=f"row 2 of the rows holds token id {odd}, the model"):
+        train.evaluate_loss(model, [ROWS[0], ([1, odd, 2], [IGNORE, IGNORE, 2])])
