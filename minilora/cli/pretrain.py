@@ -84,4 +84,5 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     print(f"saved {out}: look-up {last['lookup']:.3f}, held-out loss {last['loss']:.4f}")
+    pretrain.require_learned(last, plan)
     return 0

@@ -33,6 +33,7 @@ from torch import Tensor
 from ..errors import MiniloraError
 from ..system.files import atomic_folder, data_folder
 from ..system.outputs import alone
+from ..train.divergence import ROUNDING
 from .pretrain_card import TRAINING, describe, read_training
 
 POSITIONS = 512  # a fine-tuned model may go beyond the rows of the training
@@ -373,6 +374,16 @@ def require_own(out: Path, first: int, overwrite: bool) -> None:
         )
     elif first > 1:
         raise MiniloraError(f"{out} holds no earlier stage; begin with --stage 1")
+
+
+def require_learned(last: dict, plan: Plan) -> None:
+    """Raise MiniloraError if the last examination is worse than a guess among the vocabulary."""
+    guessing = math.log(plan.vocabulary)
+    if not last["loss"] <= guessing + ROUNDING:
+        raise MiniloraError(
+            f"pretraining diverged: the held-out loss is {last['loss']:.2f}, and guessing gives "
+            f"{guessing:.2f}; begin anew with a lower --rate (now {plan.rate:g}) and --overwrite"
+        )
 
 
 def run(
