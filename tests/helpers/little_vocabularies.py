@@ -30,18 +30,17 @@ def split(*patterns):
     return pre_tokenizers.Sequence([*steps, BYTES])
 
 
-# the rules as the models' own tokenizer.json has them
+# as the models' own tokenizer.json has them
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace("{1,3}", "")
 RULES = {
     "gpt-2": GPT2,
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), GPT2]),
-    "llama-bpe": split(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "qwen2": split(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
+    "llama-bpe": split(LLAMA3),
+    "qwen2": split(QWEN2),
     "tekken": split(
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -58,17 +57,23 @@ RULES = {
 }
 
 
-def byte_level(rule, **model):
-    """A byte-level BPE, trained on a few words that were cut by `rule`."""
+def trained(rule, texts, size, special, **model):
+    """A byte-level BPE of `size` tokens, trained on texts that were cut by `rule`."""
     backend = Backend(models.BPE(**model))
     backend.pre_tokenizer, backend.decoder = rule, decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        TEXTS,
-        trainers.BpeTrainer(
-            vocab_size=480, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def byte_level(rule, **model):
+    """A byte-level BPE, trained on a few words, with a token that was added later."""
+    backend = trained(rule, TEXTS, 480, SPECIAL, **model)
     backend.add_tokens([AddedToken("<think>", normalized=False, special=False)])
     return backend
 

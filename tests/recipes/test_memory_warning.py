@@ -1,6 +1,4 @@
-"""What a run is told of a full memory: when it is warned, and options that `finetune` has, the mildest
-first.
-"""
+"""When a run is told of a full memory, and what `finetune` may change then, the mildest first."""
 
 import re
 from dataclasses import replace
