@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from minilora.budget.catalog import Shape
 from minilora.budget.setup import Setup, make
 
@@ -23,81 +25,71 @@ QV = "q_proj,v_proj"
 
 def configurations() -> list[Setup]:
     """Every setup that is compared, the small ones first."""
-    rows = []
+    settings = [*_every_method(), *_small_models(), *_models_of_7b(), *_larger_models()]
+    return [make(**each, device="cpu") for each in settings]
 
-    def add(model, method, precision=None, **settings) -> None:
-        rows.append(make(model, method=method, precision=precision, device="cpu", **settings))
 
+def _every_method() -> Iterator[dict]:
+    """Each method at each precision, on two small models."""
     for method, precision in METHODS:
-        add(SMALL, method, precision, checkpointing=False, batch=4, seq=256, library="minilora")
-        add(
-            SMALL,
-            method,
-            precision,
-            checkpointing=True,
-            batch=4,
-            seq=256,
-            attention="eager",
-            foreach=False,
-        )
-        add(
-            SMALL,
-            method,
-            precision,
-            checkpointing=False,
-            batch=2,
-            seq=512,
-            targets=QV,
-            rank=32,
-            detour="plain",
-        )
+        asked = dict(model=SMALL, method=method, precision=precision)
+        usual = asked | dict(batch=4, seq=256)
+        yield usual | dict(checkpointing=False, library="minilora")
+        yield usual | dict(checkpointing=True, attention="eager", foreach=False)
+        few = dict(targets=QV, rank=32, detour="plain")
+        yield asked | few | dict(checkpointing=False, batch=2, seq=512)
     for method, precision in METHODS:
-        add("smollm2-135m", method, precision, checkpointing=False, batch=2, seq=512)
+        asked = dict(model="smollm2-135m", method=method, precision=precision)
+        yield asked | dict(checkpointing=False, batch=2, seq=512)
+
+
+def _small_models() -> Iterator[dict]:
+    """Up to 3 billion parameters."""
     for model in ("smollm2-135m", "smollm2-360m", "qwen2.5-0.5b"):
         for method in ("lora", "qlora"):
-            add(model, method, checkpointing=True, batch=8, seq=1024)
-            add(model, method, checkpointing=False, batch=1, seq=512, rank=64, detour="plain")
+            asked = dict(model=model, method=method)
+            yield asked | dict(checkpointing=True, batch=8, seq=1024)
+            yield asked | dict(checkpointing=False, batch=1, seq=512, rank=64, detour="plain")
     for model in ("tinyllama-1.1b", "llama-3.2-1b"):
         for method in ("full-bf16", "lora", "int8", "qlora"):
-            add(model, method, checkpointing=True, batch=4, seq=1024, foreach=method != "full-bf16")
-            add(
-                model,
-                method,
-                checkpointing=False,
-                batch=1,
-                seq=2048,
-                library="minilora",
-                targets="all" if method == "lora" else QV,
-            )
-        add(model, "full", checkpointing=True, batch=1, seq=512)
-        add(model, "mixed", checkpointing=False, batch=1, seq=512)
+            asked, full = dict(model=model, method=method), method == "full-bf16"
+            yield asked | dict(checkpointing=True, batch=4, seq=1024, foreach=not full)
+            targets = "all" if method == "lora" else QV
+            long = dict(checkpointing=False, batch=1, seq=2048)
+            yield asked | long | dict(library="minilora", targets=targets)
+        yield dict(model=model, method="full", checkpointing=True, batch=1, seq=512)
+        yield dict(model=model, method="mixed", checkpointing=False, batch=1, seq=512)
     for method in ("lora", "int8", "qlora"):
-        for checkpointing in (False, True):
-            add("llama-3.2-3b", method, checkpointing=checkpointing, batch=2, seq=1024, rank=16)
+        for on in (False, True):
+            asked = dict(model="llama-3.2-3b", method=method, checkpointing=on)
+            yield asked | dict(batch=2, seq=1024, rank=16)
+
+
+def _models_of_7b() -> Iterator[dict]:
+    """The two that most people run."""
     for method in ("lora", "qlora"):
-        for checkpointing in (False, True):
-            add("llama-7b", method, checkpointing=checkpointing, targets=QV)
-            add(
-                "llama-7b",
-                method,
-                checkpointing=checkpointing,
-                rank=64,
-                batch=2,
-                seq=1024,
-                detour="plain",
-            )
-            add("llama-3.1-8b", method, checkpointing=checkpointing, rank=16, seq=2048)
+        for on in (False, True):
+            asked = dict(model="llama-7b", method=method, checkpointing=on)
+            yield asked | dict(targets=QV)
+            yield asked | dict(rank=64, batch=2, seq=1024, detour="plain")
+            yield asked | dict(model="llama-3.1-8b", rank=16, seq=2048)
     for method in ("full-bf16", "mixed", "int8"):
-        add("llama-7b", method, checkpointing=True)
-    add("llama-7b", "full-bf16", checkpointing=True, foreach=False)
+        yield dict(model="llama-7b", method=method, checkpointing=True)
+    yield dict(model="llama-7b", method="full-bf16", checkpointing=True, foreach=False)
+
+
+def _larger_models() -> Iterator[dict]:
+    """Of 7 billion parameters and more."""
     for model in ("mistral-7b", "qwen2.5-7b", "llama-2-13b", "llama-33b"):
         for method in ("lora", "qlora"):
-            add(model, method, checkpointing=True, rank=16, batch=2, seq=1024)
+            asked = dict(model=model, method=method, checkpointing=True)
+            yield asked | dict(rank=16, batch=2, seq=1024)
     for foreach in (True, False):
-        add("llama-65b", "qlora", checkpointing=True, rank=64, foreach=foreach)
+        asked = dict(model="llama-65b", method="qlora", checkpointing=True)
+        yield asked | dict(rank=64, foreach=foreach)
     for model in ("llama-2-70b", "llama-3.1-70b"):
-        add(model, "qlora", checkpointing=True, rank=16, batch=2, seq=2048)
-    return rows
+        asked = dict(model=model, method="qlora", checkpointing=True)
+        yield asked | dict(rank=16, batch=2, seq=2048)
 
 
 def card_configurations() -> list[Setup]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.memory.configurations import METHODS
 from minilora.budget.catalog import Shape
 from minilora.budget.measure.fake_run import OneBuffer, Plan, build
 from minilora.budget.measure.ledger import KINDS, Watch, measure, watch_steps
@@ -13,18 +14,6 @@ from minilora.lora import fused
 pytestmark = pytest.mark.parity  # beside the library that people use
 
 SHAPE = Shape("small", hidden=64, ffn=176, layers=2, heads=4, kv_heads=2, vocab=1000)
-METHODS = [
-    ("full", "fp32"),
-    ("full-bf16", "bf16"),
-    ("mixed", "autocast"),
-    ("lora", "fp32"),
-    ("lora", "bf16"),
-    ("lora", "autocast"),
-    ("int8", "bf16"),
-    ("qlora", "fp32"),
-    ("qlora", "bf16"),
-    ("qlora", "autocast"),
-]
 CASES = [
     ("minilora", False, dict(attention="sdpa")),
     ("minilora", True, dict(attention="eager", foreach=False, detour="plain")),
