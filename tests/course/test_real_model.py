@@ -42,3 +42,16 @@ def test_a_model_in_the_cache_is_read_without_a_word(own_cache, tiny_folder, cap
     state = Llama.from_pretrained(tiny_folder).state_dict()
     assert all(value.equal(state[name]) for name, value in model.state_dict().items())
     assert tokenizer.encode("who") and next(model.parameters()).dtype.is_floating_point
+
+
+def test_a_lesson_on_one_model_takes_it_and_else_the_tiny_one_and_a_line(own_cache, capsys):
+    assert real_model.name_or_tiny() == "tiny"
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1 and "`minilora models --fetch smollm2-135m`" in told
+    place = cache.place(real_model.NAME)
+    place.mkdir(parents=True)
+    assert real_model.name_or_tiny() == "tiny"  # half fetched
+    capsys.readouterr()
+    cache.write_source(place, cache.Source(real_model.NAME, "a test", "MIT"))
+    assert real_model.name_or_tiny() == real_model.NAME
+    assert capsys.readouterr().out == ""
