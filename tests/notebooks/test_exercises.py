@@ -111,7 +111,7 @@ def test_the_committed_page_shows_the_exercise_open(path, stub, check, solution)
 def test_no_exercise_is_without_a_lesson():
     files = {
         path.stem.removeprefix("lesson")
-        for path in (ROOT / "minilora" / "course" / "exercises").glob("lesson*.py")
+        for path in (ROOT / "minilora" / "course" / "exercises").glob("lesson*")
     }
     assert files <= {number(path) for path in lessons()}
     assert len({exercise.id for exercise in KNOWN}) == len(KNOWN)

@@ -2,18 +2,18 @@
 really give.
 
 What it replaces: asserts in a notebook, which say "wrong" but not why, and which nobody proves.
-How it works: `lessonNN.py` holds `EXERCISES`, a list of `Exercise`. `check` runs the
-learner's function, the reference and, if they differ, the named wrong answers on the same inputs;
-the wrong answer that gives the learner's very numbers is the likeliest mistake. The tests prove of
-each exercise that the notebook's solution passes, that the stub waits, and that at least three
-wrong answers are called by their names.
+How it works: `lessonNN.py`, or a folder `lessonNN/` where one file would be long, holds
+`EXERCISES`, a list of `Exercise`. `check` runs the learner's function, the reference and, if they
+differ, the named wrong answers on the same inputs; the wrong answer that gives the learner's very
+numbers is the likeliest mistake. The tests prove of each exercise that the notebook's solution
+passes, that the stub waits, and that at least three wrong answers are called by their names.
 What it leaves out: marks and logins.
 Where numerics differ: a float is right within `tolerance`, relative to the largest reference value;
 integers, booleans and strings are right only if equal.
 
 To add an exercise as a lesson's author:
 
-1. In `minilora/course/exercises/lesson08.py` (make it if need be):
+1. In `minilora/course/exercises/lessonNN.py` (make it if need be), here with NN = 08:
 
        from . import Exercise, Wrong
 

@@ -289,33 +289,25 @@ def _history(rng):
     return p, g, m, rng.uniform(0.1, 1.0, size=4), int(rng.integers(2, 6))
 
 
-def _adamw(
-    p,
-    g,
-    m,
-    v,
-    t,
-    *,
-    lr=0.1,
-    b1=0.9,
-    b2=0.99,
-    eps=0.1,
-    decay=0.5,
-    correct=(True, True),
-    inside=False,
-    coupled=False,
-    root=True,
-    square=True,
-):
-    """The reference, and by its switches the ways to get it wrong."""
-    if coupled:
-        g, decay = g + decay * p, 0.0
-    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * (g * g if square else g)
-    m_hat = m / (1 - b1**t) if correct[0] else m
-    v_hat = v / (1 - b2**t) if correct[1] else v
+LR, B1, B2, EPS, DECAY = 0.1, 0.9, 0.99, 0.1, 0.5  # as the lesson gives them
+
+
+def _averages(g, m, v, power=2):
+    return B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g**power
+
+
+def _stepped(p, m, v, t, *, decay=DECAY, correct=(True, True), size=lambda v: np.sqrt(v) + EPS):
+    """p after the step, from averages that hold its gradient already."""
+    m_hat = m / (1 - B1**t) if correct[0] else m
+    v_hat = v / (1 - B2**t) if correct[1] else v
     with np.errstate(invalid="ignore"):  # without the square v can be negative
-        size = np.sqrt(v_hat + eps) if inside else (np.sqrt(v_hat) if root else v_hat) + eps
-    return p * (1 - lr * decay) - lr * m_hat / size, m, v
+        return p * (1 - LR * decay) - LR * m_hat / size(v_hat)
+
+
+def _adamw(p, g, m, v, t, *, power=2, **how):
+    """The reference, and by its switches the ways to get it wrong."""
+    m, v = _averages(g, m, v, power)
+    return _stepped(p, m, v, t, **how), m, v
 
 
 ADAMW = Exercise(
@@ -337,17 +329,17 @@ ADAMW = Exercise(
         ),
         Wrong(
             "no root",
-            lambda *a: _adamw(*a, root=False),
+            lambda *a: _adamw(*a, size=lambda v: v + EPS),
             "you divide by v̂ + ε; v averages *squares*, so divide by its root √v̂ + ε",
         ),
         Wrong(
             "ε under the root",
-            lambda *a: _adamw(*a, inside=True),
+            lambda *a: _adamw(*a, size=lambda v: np.sqrt(v + EPS)),
             "√(v̂ + ε) is not √v̂ + ε; add ε after taking the root",
         ),
         Wrong(
             "decay put into the gradient",
-            lambda *a: _adamw(*a, coupled=True),
+            lambda p, g, *a: _adamw(p, g + DECAY * p, *a, decay=0.0),
             "this is Adam with L2: the decay runs through m and v; AdamW shrinks p itself, by "
             "1 − lr · decay",
         ),
@@ -358,7 +350,7 @@ ADAMW = Exercise(
         ),
         Wrong(
             "the corrected averages kept",
-            lambda p, g, m, v, t: _kept_corrected(p, g, m, v, t),
+            lambda *a: _kept_corrected(*a),
             "the step is right, but you return m̂ and v̂; keep m and v themselves for the next step",
         ),
         Wrong(
@@ -368,7 +360,7 @@ ADAMW = Exercise(
         ),
         Wrong(
             "g not squared",
-            lambda *a: _adamw(*a, square=False),
+            lambda *a: _adamw(*a, power=1),
             "v averages g itself; it averages the *squares* of the gradients",
         ),
     ],
@@ -377,7 +369,7 @@ ADAMW = Exercise(
 
 def _kept_corrected(p, g, m, v, t):
     p, m, v = _adamw(p, g, m, v, t)
-    return p, m / (1 - 0.9**t), v / (1 - 0.99**t)
+    return p, m / (1 - B1**t), v / (1 - B2**t)
 
 
 EXERCISES = [DESCEND, SWEEP, BATCHES, LIMIT, ADAMW]

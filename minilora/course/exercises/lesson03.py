@@ -12,17 +12,31 @@ Where numerics differ: whole numbers must be equal; times and rates agree within
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from . import Exercise, Wrong
 
 # -------------------------------------------------------------------------------------------- count
 
 
+class Shape(NamedTuple):
+    """A Llama as the learner gets it: widths, counts, and whether its head is the token table."""
+
+    h: int
+    f: int
+    layers: int
+    heads: int
+    kv: int
+    size: int
+    V: int
+    tied: bool
+
+
 def _shape(rng):
     groups, kv, size = int(rng.integers(2, 5)), int(rng.integers(2, 5)), 2 * int(rng.integers(4, 9))
     heads = groups * kv
     hidden = heads * size + int(rng.integers(1, 9))  # not heads · size, as in some published models
-    return (
+    return Shape(
         hidden,
         int(rng.integers(3, 6)) * hidden,
         int(rng.integers(2, 7)),
@@ -35,26 +49,19 @@ def _shape(rng):
 
 
 def _count(
-    h,
-    f,
-    layers,
-    heads,
-    kv,
-    d,
-    V,
-    tied,
+    shape,
     *,
-    query=None,
-    key=None,
+    query=lambda s: s.heads * s.size,
+    key=lambda s: s.kv * s.size,
     mlp=3,
     norms=2,
     last=1,
-    tables=None,
+    tables=lambda s: 1 if s.tied else 2,
 ):
     """The reference, and by its switches the ways to get it wrong."""
-    query, key = heads * d if query is None else query, kv * d if key is None else key
-    layer = 2 * h * query + 2 * h * key + mlp * h * f + norms * h
-    return layers * layer + last * h + V * h * (tables if tables is not None else 1 if tied else 2)
+    s = Shape(*shape)
+    layer = 2 * s.h * query(s) + 2 * s.h * key(s) + mlp * s.h * s.f + norms * s.h
+    return s.layers * layer + last * s.h + s.V * s.h * tables(s)
 
 
 def _both(rng):
@@ -70,58 +77,58 @@ COUNT = Exercise(
     "03-count",
     "Every parameter of a Llama",
     _both,
-    _count,
+    lambda *s: _count(s),
     [
         Wrong(
             "keys and values as wide as queries",
-            lambda h, f, L, a, kv, d, V, tied: _count(h, f, L, a, kv, d, V, tied, key=a * d),
+            lambda *s: _count(s, key=lambda s: s.heads * s.size),
             "keys and values have only kv_heads heads; their matrices are h × (kv_heads · "
             "head_dim)",
         ),
         Wrong(
             "square attention",
-            lambda h, f, L, a, kv, d, V, tied: _count(h, f, L, a, kv, d, V, tied, query=h),
+            lambda *s: _count(s, query=lambda s: s.h),
             "the query matrix is h × (heads · head_dim), which need not be h × h",
         ),
         Wrong(
             "two matrices in the MLP",
-            lambda *s: _count(*s, mlp=2),
+            lambda *s: _count(s, mlp=2),
             "a Llama's MLP has three matrices: gate, up and down",
         ),
         Wrong(
             "the norms forgotten",
-            lambda *s: _count(*s, norms=0, last=0),
+            lambda *s: _count(s, norms=0, last=0),
             "each layer has two norms of h numbers, and one more stands before the head",
         ),
         Wrong(
             "the last norm forgotten",
-            lambda *s: _count(*s, last=0),
+            lambda *s: _count(s, last=0),
             "you have the two norms of each layer; one more of h numbers stands before the head",
         ),
         Wrong(
             "a tied head counted twice",
-            lambda *s: _count(*s, tables=2),
+            lambda *s: _count(s, tables=lambda s: 2),
             "a tied head *is* the token table, so the V · h numbers count once",
         ),
         Wrong(
             "the head forgotten",
-            lambda *s: _count(*s, tables=1),
+            lambda *s: _count(s, tables=lambda s: 1),
             "an untied head has V · h numbers of its own, beside the token table",
         ),
         Wrong(
             "four square matrices of attention",
-            lambda h, f, L, a, kv, d, V, tied: _count(h, f, L, a, kv, d, V, tied, query=h, key=h),
+            lambda *s: _count(s, query=lambda s: s.h, key=lambda s: s.h),
             "query and output hold h · (heads · d) numbers, key and value only h · (kv_heads "
             "· d); none need be h × h",
         ),
         Wrong(
             "keys and values share a matrix",
-            lambda h, f, L, a, kv, d, V, tied: _count(h, f, L, a, kv, d, V, tied, key=kv * d / 2),
+            lambda *s: _count(s, key=lambda s: s.kv * s.size / 2),
             "key and value have a matrix each, of h · (kv_heads · d) numbers",
         ),
         Wrong(
             "tied and untied exchanged",
-            lambda *s: _count(*s, tables=2 if s[-1] else 1),
+            lambda *s: _count(s, tables=lambda s: 2 if s.tied else 1),
             "tied means that the head is the token table, V · h numbers once; an untied head "
             "is a second table",
         ),
@@ -143,10 +150,10 @@ def _work(rng):
     )
 
 
-def _operations(N, layers, width, batch, T, *, product=2, back=2, attention=4, rows=True):
+def _operations(N, layers, width, batch, T, *, product=2, back=2, attention=4):
     """Forward and backward of one step. `back`: the backward pass in forward passes."""
     tokens = batch * T
-    forward = product * N * tokens + attention * (tokens if rows else T) * T * width * layers
+    forward = product * N * tokens + attention * tokens * T * width * layers
     return forward, back * forward
 
 
@@ -189,7 +196,9 @@ OPERATIONS = Exercise(
         ),
         Wrong(
             "one row's attention",
-            lambda *s: _operations(*s, rows=False),
+            lambda N, layers, width, batch, T: [
+                n * (2 * N * batch * T + 4 * T * T * width * layers) for n in (1, 2)
+            ],
             "each of the batch's rows has its own T × T scores",
         ),
         Wrong(

@@ -34,13 +34,13 @@ def _value(
     *,
     one=1,
     bias_off=0,
-    subnormals=True,
-    signed=True,
+    lowest=(0, 1),
     whole=False,
-    first=1,
     cut=True,
 ):
-    """The reference, and by its switches the ways to get it wrong."""
+    """The reference, and by its switches the ways to get it wrong. lowest: the hidden bit and the
+    exponent where the field is 0.
+    """
     sign, field, rest = (
         code >> (exponent + mantissa),
         code >> mantissa & (2**exponent - 1),
@@ -49,12 +49,9 @@ def _value(
     field = field if cut else code >> mantissa
     bias = 2 ** (exponent - 1) - 1 + bias_off
     part = rest if whole else rest / 2**mantissa
-    size = (
-        part * 2.0 ** (first - bias)
-        if field == 0 and subnormals
-        else (one + part) * 2.0 ** (field - bias)
-    )
-    return -size if sign and signed else size
+    hidden, power = lowest if field == 0 else (one, field)
+    size = (hidden + part) * 2.0 ** (power - bias)
+    return -size if sign else size
 
 
 def _run_all(answer, codes, exponent, mantissa):
@@ -80,13 +77,13 @@ DECODE = Exercise(
         ),
         Wrong(
             "subnormals read as normals",
-            lambda *a: _value(*a, subnormals=False),
+            lambda *a: _value(*a, lowest=(1, 0)),
             "field 0 is special: no hidden 1, and the exponent is that of field 1, so the "
             "number is m/2^M · 2^(1 − bias)",
         ),
         Wrong(
             "subnormals half as large",
-            lambda *a: _value(*a, first=0),
+            lambda *a: _value(*a, lowest=(0, 0)),
             "with the field 0 the exponent is that of field 1, 1 − bias, and not 0 − bias",
         ),
         Wrong(
@@ -96,7 +93,7 @@ DECODE = Exercise(
         ),
         Wrong(
             "the sign ignored",
-            lambda *a: _value(*a, signed=False),
+            lambda *a: abs(_value(*a)),
             "the highest bit is the sign; where it is set the number is negative",
         ),
         Wrong(
