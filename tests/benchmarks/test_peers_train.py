@@ -4,14 +4,11 @@ records replace each other, the table shows them.
 
 import argparse
 import json
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks.tasks import peers_train
 from tools import readme
-from tools.project import ROOT
 
 
 def test_both_take_the_same_steps_in_turn_and_memory_is_counted(monkeypatch):
@@ -67,16 +64,6 @@ def test_what_is_asked_for_is_named_once():
         "cpu exact extract minilora 300 1",
     ]
     assert "cpu time mood" in keys and "cuda memory extract peft" in keys
-
-
-def test_a_section_that_does_not_exist_is_named():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.tasks.peers_train", "--sections", "nothing"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "there is no section nothing" in done.stderr
 
 
 def test_the_readme_shows_both_sides_and_leaves_open_what_was_not_measured(monkeypatch):

@@ -75,13 +75,3 @@ def test_the_readme_shows_what_was_measured_and_what_was_missed(monkeypatch):
     ) in text
     assert "| step, PEFT | 1.0 | 2.0 | 1.0 | 2.0 |" in text
     assert "3 of 4 goals are met; those missed are marked." in text and "torch 2;" in text
-
-
-def test_a_section_that_does_not_exist_is_named():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed.cpu", "--only", "nothing"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "there is no section nothing" in done.stderr
