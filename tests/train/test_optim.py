@@ -83,6 +83,11 @@ kinds = pytest.mark.parametrize("kind", ["numpy", "torch"])
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["fp32", "fp64"])
 
 
+def of_both(name, options):
+    """The optimizer of this name, ours and torch's: parameters → the optimizer."""
+    return [lambda p, room=room: getattr(room, name)(p, **options) for room in (optim, torch.optim)]
+
+
 @kinds
 @dtypes
 @settings(max_examples=25, deadline=None)
@@ -90,17 +95,8 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["fp32",
 def test_sgd_and_momentum_equal_torch(kind, dtype, options, shape, seed):
     exact = kind == "torch" or (dtype == np.float32 and FUSED)
     tolerance = 0 if exact else 1e-12 if dtype == np.float64 else 1e-5
-    assert_close(
-        trajectories(
-            lambda p: optim.SGD(p, **options),
-            lambda p: torch.optim.SGD(p, **options),
-            kind=kind,
-            shape=shape,
-            dtype=dtype,
-            seed=seed,
-        ),
-        tolerance,
-    )
+    case = dict(kind=kind, shape=shape, dtype=dtype, seed=seed)
+    assert_close(trajectories(*of_both("SGD", options), **case), tolerance)
 
 
 @kinds
@@ -109,17 +105,8 @@ def test_sgd_and_momentum_equal_torch(kind, dtype, options, shape, seed):
 @given(options=adam_options, shape=shapes, seed=st.integers(0, 999))
 def test_adamw_equals_torch(kind, dtype, options, shape, seed):
     tolerance = 0 if kind == "torch" else 1e-12 if dtype == np.float64 else 1e-6
-    assert_close(
-        trajectories(
-            lambda p: optim.AdamW(p, **options),
-            lambda p: torch.optim.AdamW(p, **options),
-            kind=kind,
-            shape=shape,
-            dtype=dtype,
-            seed=seed,
-        ),
-        tolerance,
-    )
+    case = dict(kind=kind, shape=shape, dtype=dtype, seed=seed)
+    assert_close(trajectories(*of_both("AdamW", options), **case), tolerance)
 
 
 @pytest.mark.skipif(not FUSED, reason="this processor has no fused multiply-add")
