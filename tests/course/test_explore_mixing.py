@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minilora.course.explore import mixing
+from minilora.course.explore import mixing, stored
 from minilora.errors import MiniloraError
 
 
@@ -50,7 +50,7 @@ def test_answers_from_a_model_are_escaped(monkeypatch):
 def test_a_missing_table_or_pair_is_said(monkeypatch, tmp_path):
     with pytest.raises(MiniloraError, match="no pair 'mood [+] mood'; it has extract [+] style, "):
         mixing.scores("mood + mood")
-    monkeypatch.setattr(mixing, "results_folder", lambda: tmp_path)
+    monkeypatch.setattr(stored, "results_folder", lambda: tmp_path)
     mixing.table.cache_clear()
     with pytest.raises(MiniloraError, match="make it with `python -m benchmarks.tasks.mixing`"):
         mixing.table()

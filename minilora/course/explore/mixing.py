@@ -13,12 +13,12 @@ What it leaves out: weights and pairs that the table does not have.
 from __future__ import annotations
 
 import functools
-import json
 
 from ...errors import MiniloraError
-from ...system.files import data_folder, results_folder
+from ...system.files import data_folder
 from . import layout, svg
 from .heat import heat
+from .stored import stored
 from .widget import Explorer, Slider
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -30,16 +30,8 @@ SHOWN = 88  # characters of an answer
 
 @functools.cache
 def table() -> dict:
-    """The shipped table. Raises MiniloraError where it is missing, with the command that makes
-    it.
-    """
-    path = results_folder() / "sweep-mixing.json"
-    if not path.is_file():
-        raise MiniloraError(
-            "the table of mixtures is not there; make it with `python -m benchmarks.tasks.mixing` "
-            "in the repository (about twenty minutes)"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The shipped table. Raises MiniloraError where it is missing."""
+    return stored("sweep-mixing.json", "mixtures", "benchmarks.tasks.mixing", "twenty minutes")
 
 
 @functools.cache

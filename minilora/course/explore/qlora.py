@@ -16,15 +16,13 @@ Where numerics differ: the closed forms know 4 bits and more; for 3 and 2 bits t
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 
 from ...budget import catalog
 from ...budget.estimate import estimate
-from ...errors import MiniloraError
-from ...system.files import results_folder
 from . import layout, palette, svg
 from .heat import heat
+from .stored import stored
 from .widget import Explorer, Slider
 
 PRECISIONS = {"bf16": 16, "int8": 8, "nf4": 4, "int3": 3, "int2": 2}  # bits of a code
@@ -51,14 +49,9 @@ def runs() -> dict[tuple, list[dict]]:
     """The shipped table's records by (precision, rank), rank 0 being full fine-tuning. Raises
     MiniloraError where it is missing.
     """
-    path = results_folder() / "sweep-precision.json"
-    if not path.is_file():
-        raise MiniloraError(
-            "the table of runs is not there; make it with `python -m benchmarks.tasks.sweeps "
-            "precision` in the repository (about an hour)"
-        )
+    command = "benchmarks.tasks.sweeps precision"
     found: dict[tuple, list[dict]] = {}
-    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+    for run in stored("sweep-precision.json", "runs", command, "an hour")["runs"]:
         found.setdefault((run["precision"], run["rank"]), []).append(run)
     return found
 

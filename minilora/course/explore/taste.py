@@ -12,12 +12,12 @@ What it leaves out: runs that the table does not have.
 from __future__ import annotations
 
 import functools
-import json
 
 from ...errors import MiniloraError
-from ...system.files import data_folder, results_folder
+from ...system.files import data_folder
 from . import layout, svg
 from .heat import heat
+from .stored import stored
 from .widget import Explorer, Slider
 
 RANKS = (1, 2, 4, 8, 16, 32)
@@ -27,16 +27,8 @@ PRECISIONS = ("fp32", "nf4", "int3", "int2")
 
 @functools.cache
 def table() -> dict:
-    """The shipped table. Raises MiniloraError where it is missing, with the command that makes
-    it.
-    """
-    path = results_folder() / "taste.json"
-    if not path.is_file():
-        raise MiniloraError(
-            "the table of runs is not there; make it with `python -m benchmarks.tasks.taste` in "
-            "the repository (about ten minutes)"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The shipped table. Raises MiniloraError where it is missing."""
+    return stored("taste.json", "runs", "benchmarks.tasks.taste", "ten minutes")
 
 
 @functools.cache
