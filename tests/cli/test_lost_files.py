@@ -64,6 +64,14 @@ def put(path, text="mine"):
     path.write_text(text)
 
 
+def arrange(top, there):
+    """What a case below puts there, if anything."""
+    if isinstance(there, str):
+        put(top / there)
+    elif there:
+        there(top)
+
+
 def link(path, target="precious"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(path.parent.joinpath(target) if "/" in target else Path.cwd() / target)
@@ -75,7 +83,7 @@ ASK = "evaluate --model model --data data --limit 1 --out "
 MERGE = "merge --model model --adapter adapter --out "
 DRAW = "budget --model llama-7b --picture "
 
-# name → (what is put there, the command)
+# name → (what is put there: a file of the user's, or a function that does it; the command)
 REFUSED = {
     "all weights over the model": (None, FULL + "model"),
     "over the model by a link": (lambda t: link(t / "m", "model"), FULL + "m"),
@@ -95,50 +103,35 @@ REFUSED = {
     "a run below a file": (None, TRAIN + "precious/run"),
     "a run into a pipe": (lambda t: os.mkfifo(t / "pipe"), TRAIN + "pipe"),
     "a run into a link to nothing": (lambda t: link(t / "away", "gone"), TRAIN + "away"),
-    "a folder state of the user's": (lambda t: put(t / "out/state/thesis.txt"), TRAIN + "out"),
-    "the same, to be overwritten": (
-        lambda t: put(t / "out/state/thesis.txt"),
-        TRAIN + "out --overwrite",
-    ),
-    "a file state": (lambda t: put(t / "out/state"), TRAIN + "out"),
+    "a folder state of the user's": ("out/state/thesis.txt", TRAIN + "out"),
+    "the same, to be overwritten": ("out/state/thesis.txt", TRAIN + "out --overwrite"),
+    "a file state": ("out/state", TRAIN + "out"),
     "a link state": (lambda t: link(t / "out/state", "run"), TRAIN + "out --overwrite"),
     "a state of another program": (
-        lambda t: put(t / "out/state/step-00000000/state.safetensors"),
+        "out/state/step-00000000/state.safetensors",
         TRAIN + "out --overwrite",
     ),
-    "a state among the run's": (
-        lambda t: put(t / "run/state/step-00000000/notes.txt"),
-        TRAIN + "run --overwrite",
-    ),
-    "an adapter of somebody else's": (
-        lambda t: put(t / "out/adapter_model.safetensors"),
-        TRAIN + "out",
-    ),
+    "a state among the run's": ("run/state/step-00000000/notes.txt", TRAIN + "run --overwrite"),
+    "an adapter of somebody else's": ("out/adapter_model.safetensors", TRAIN + "out"),
     "the same, to be overwritten, too": (
-        lambda t: put(t / "out/adapter_model.safetensors"),
+        "out/adapter_model.safetensors",
         TRAIN + "out --overwrite",
     ),
-    "the same, to be gone on with": (
-        lambda t: put(t / "out/adapter_model.safetensors"),
-        TRAIN + "out --resume",
-    ),
+    "the same, to be gone on with": ("out/adapter_model.safetensors", TRAIN + "out --resume"),
     "a config that is a link": (lambda t: link(t / "out/adapter_config.json"), TRAIN + "out"),
     "metrics of another program": (
         lambda t: put(t / "out/metrics.jsonl", '{"step": 1, "loss": 2}\n'),
         TRAIN + "out",
     ),
     "metrics that are a link": (lambda t: link(t / "out/metrics.jsonl"), TRAIN + "out"),
-    "a picture of the user's": (lambda t: put(t / "out/loss.png"), TRAIN + "out"),
+    "a picture of the user's": ("out/loss.png", TRAIN + "out"),
     "a run.json that is a folder": (lambda t: (t / "out/run.json").mkdir(), TRAIN + "out"),
     "a run.json of another program": (lambda t: put(t / "out/run.json", "{}"), TRAIN + "out"),
     "a model of somebody else's": (lambda t: put(t / "out/config.json", "{}"), FULL + "out"),
-    "a tokenizer of somebody else's": (
-        lambda t: put(t / "out/tokenizer.json", "{}"),
-        FULL + "out",
-    ),
+    "a tokenizer of somebody else's": (lambda t: put(t / "out/tokenizer.json", "{}"), FULL + "out"),
     "a run, typed once more": (None, TRAIN + "run"),
     "an adapter put in place of the run's": (
-        lambda t: put(t / "run/adapter_model.safetensors"),
+        "run/adapter_model.safetensors",
         TRAIN + "run --overwrite",
     ),
     "answers over the data": (None, ASK + "data/test.jsonl"),
@@ -166,15 +159,15 @@ REFUSED = {
     "answers over the metrics": (None, ASK + "run/metrics.jsonl --overwrite --adapter run"),
     "answers into nothing": (None, ASK),
     "answers below a file": (None, ASK + "precious/a.jsonl"),
-    "a picture over a file": (lambda t: put(t / "a.svg"), DRAW + "a.svg"),
+    "a picture over a file": ("a.svg", DRAW + "a.svg"),
     "a picture over a link": (lambda t: link(t / "a.svg"), DRAW + "a.svg --overwrite"),
     "a picture into a pipe": (lambda t: os.mkfifo(t / "a.png"), DRAW + "a.png --overwrite"),
-    "a merge into a full folder": (lambda t: put(t / "out/notes.txt"), MERGE + "out"),
+    "a merge into a full folder": ("out/notes.txt", MERGE + "out"),
     "a merge into the adapter": (None, MERGE + "adapter"),
     "a merge into the model": (None, MERGE + "./model"),
     "a merge into a file": (None, MERGE + "precious"),
     "pretraining into nothing": (None, "pretrain --out "),
-    "pretraining into a full folder": (lambda t: put(t / "out/README.md"), "pretrain --out out"),
+    "pretraining into a full folder": ("out/README.md", "pretrain --out out"),
     "pretraining over a model": (None, "pretrain --out model --overwrite"),
     "lessons into nothing": (None, "lessons --no-open "),
     "a lesson that is a link": (
@@ -190,9 +183,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_and_all_stays(capsys, top, name):
-    arrange, command = REFUSED[name]
-    if arrange:
-        arrange(top)
+    there, command = REFUSED[name]
+    arrange(top, there)
     before = tree(top.parent)
     assert main(command.split(" ")) == 2
     told = capsys.readouterr().err
@@ -200,7 +192,7 @@ def test_it_is_refused_and_all_stays(capsys, top, name):
     assert tree(top.parent) == before
 
 
-# name → (what is put there, the command): it does its work, and what was there stays
+# the same: the command does its work, and what was there stays
 BESIDE = {
     "unfinished files of another program": (
         lambda t: [put(t / ".new.backup.part"), put(t / "new/.run.json.part")],
@@ -210,21 +202,18 @@ BESIDE = {
         lambda t: [put(t / "out/thesis.txt"), put(t / "out/README.md"), put(t / "out/config.json")],
         TRAIN + "out",
     ),
-    "notes among the states": (lambda t: put(t / "run/state/notes.txt"), TRAIN + "run --overwrite"),
-    "answers beside the adapter": (
-        lambda t: put(t / "run/answers.jsonl"),
-        ASK + "run/more.jsonl --adapter run",
-    ),
-    "an empty folder for a merge": (lambda t: put(t / ".out.minilora.part"), MERGE + "out"),
+    "notes among the states": ("run/state/notes.txt", TRAIN + "run --overwrite"),
+    "answers beside the adapter": ("run/answers.jsonl", ASK + "run/more.jsonl --adapter run"),
+    "an empty folder for a merge": (".out.minilora.part", MERGE + "out"),
     "a link to a folder for a run": (lambda t: link(t / "here", "out"), TRAIN + "here"),
-    "all weights beside a readme": (lambda t: put(t / "out/README.md"), FULL + "out"),
+    "all weights beside a readme": ("out/README.md", FULL + "out"),
 }
 
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_it_works_and_what_was_there_stays(top, name):
-    arrange, command = BESIDE[name]
-    arrange(top)
+    there, command = BESIDE[name]
+    arrange(top, there)
     run = {name: held for name, held in tree(top).items() if "run/" not in name}
     notes = tree(top / "run/state").get("notes.txt")
     assert main(command.split(" ")) == 0
