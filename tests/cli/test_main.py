@@ -9,44 +9,21 @@ import sys
 
 import pytest
 import torch
+from typed_commands import typed, write_letters
 
 from minilora.cli.main import COMMANDS, main
 from minilora.llama import Llama
 from minilora.text import Tokenizer, encode_prompt
 
-LETTERS = "abcdefgh"
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("letters")
-    for split in ("train", "valid", "test"):
-        lines = [
-            json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n"
-            for i, c in enumerate(LETTERS * 4)
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(lines))
-    return folder
+    return write_letters(tmp_path_factory.mktemp("letters"), "abcdefgh" * 4)
 
 
-def finetune(tiny_folder, data, out, *more):
-    argv = [
-        "finetune",
-        "--model",
-        tiny_folder,
-        "--data",
-        data,
-        "--out",
-        out,
-        "--steps",
-        40,
-        "--lr",
-        1e-2,
-        "--batch",
-        8,
-        *more,
-    ]
-    return main([str(part) for part in argv])
+def finetune(model, data, out, *more, **options):
+    options = dict(model=model, data=data, out=out, steps=40, lr=1e-2, batch=8) | options
+    return main(typed("finetune", *more, **options))
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +94,8 @@ def test_full_fine_tuning_writes_a_model_folder(capsys, data, runs):
 
 
 def test_the_report(capsys, tiny_folder, data, tmp_path):
-    assert (
-        finetune(
-            tiny_folder,
-            data,
-            tmp_path / "run",
-            "--targets",
-            "q_proj,v_proj",
-            "--steps",
-            "3",
-            "--eval-every",
-            "2",
-            "--checkpointing",
-        )
-        == 0
-    )
+    options = dict(targets="q_proj,v_proj", steps=3, eval_every=2)
+    assert finetune(tiny_folder, data, tmp_path / "run", "--checkpointing", **options) == 0
     out = capsys.readouterr().out
     assert (
         "qlora on" in out
@@ -173,20 +137,7 @@ def test_a_merged_model_answers_as_the_trained_one(
     from minilora.qlora import int8
 
     merged = tmp_path / "merged"
-    assert (
-        main(
-            [
-                "merge",
-                "--model",
-                str(tiny_folder),
-                "--adapter",
-                str(runs / method),
-                "--out",
-                str(merged),
-            ]
-        )
-        == 0
-    )
+    assert main(typed("merge", model=tiny_folder, adapter=runs / method, out=merged)) == 0
     trained = Llama.from_pretrained(tiny_folder)
     if method == "qlora":
         qlora.quantize_model(trained)
@@ -267,25 +218,8 @@ def test_generate_and_chat(capsys, monkeypatch, tiny_folder, runs):
     assert capsys.readouterr().out.startswith("f\n")
     sampled = []
     for _ in range(2):
-        assert (
-            main(
-                [
-                    "generate",
-                    "--model",
-                    str(tiny_folder),
-                    "--prompt",
-                    "the",
-                    "--raw",
-                    "--temperature",
-                    "2",
-                    "--seed",
-                    "3",
-                    "--max-new",
-                    "12",
-                ]
-            )
-            == 0
-        )
+        options = dict(prompt="the", temperature=2, seed=3, max_new=12)
+        assert main(typed("generate", "--raw", model=tiny_folder, **options)) == 0
         sampled.append(capsys.readouterr().out)
     assert sampled[0] == sampled[1] != "\n"
 
@@ -332,59 +266,18 @@ def test_merge_reports_how_far_the_answers_moved(
     capsys, tiny_folder, data, runs, tmp_path, options
 ):
     options = options + [str(data)] * len(options)
-    assert (
-        main(
-            [
-                "merge",
-                "--model",
-                str(tiny_folder),
-                "--adapter",
-                str(runs / "qlora"),
-                "--out",
-                str(tmp_path / "exact"),
-                *options,
-            ]
-        )
-        == 0
-    )
+    merge = typed("merge", *options, model=tiny_folder, adapter=runs / "qlora")
+    assert main([*merge, "--out", str(tmp_path / "exact")]) == 0
     (exact,) = kl_of(capsys.readouterr().out)
-    again = ["--out", str(tmp_path / "again"), "--requantize", "nf4"]
-    assert (
-        main(
-            [
-                "merge",
-                "--model",
-                str(tiny_folder),
-                "--adapter",
-                str(runs / "qlora"),
-                *again,
-                *options,
-            ]
-        )
-        == 0
-    )
+    assert main([*merge, "--out", str(tmp_path / "again"), "--requantize", "nf4"]) == 0
     dense, moved = kl_of(capsys.readouterr().out)
     assert dense == exact and abs(exact) < 1e-9 < 1e-5 < moved, (exact, moved)
 
 
 def test_a_model_merged_into_four_bits_is_read_again(capsys, tiny_folder, data, runs, tmp_path):
     out = str(tmp_path / "again")
-    assert (
-        main(
-            [
-                "merge",
-                "--model",
-                str(tiny_folder),
-                "--adapter",
-                str(runs / "qlora"),
-                "--out",
-                out,
-                "--requantize",
-                "nf4",
-            ]
-        )
-        == 0
-    )
+    merge = typed("merge", model=tiny_folder, adapter=runs / "qlora", out=out, requantize="nf4")
+    assert main(merge) == 0
     assert (tmp_path / "again" / "model.safetensors").stat().st_size < (
         tiny_folder / "model.safetensors"
     ).stat().st_size

@@ -16,6 +16,7 @@ import sys
 import pytest
 import torch
 from processes import finish, grow_disk, metrics, mount_small_disk
+from typed_commands import typed
 
 from minilora import lora, train
 from minilora.cli.main import main
@@ -45,26 +46,8 @@ def data(tmp_path_factory):
 def command(model, data, out, backend, *more):
     for library in ("transformers", "peft", "bitsandbytes") if backend == "peft" else ():
         pytest.importorskip(library)
-    argv = [
-        "finetune",
-        "--model",
-        model,
-        "--data",
-        data,
-        "--out",
-        out,
-        "--backend",
-        backend,
-        "--steps",
-        STEPS,
-        "--batch",
-        64,
-        "--save-every",
-        2,
-        "--seed",
-        2,
-    ]
-    return [str(part) for part in (*argv, *more)]
+    options = dict(model=model, data=data, out=out, backend=backend)
+    return typed("finetune", *more, **options, steps=STEPS, batch=64, save_every=2, seed=2)
 
 
 def again(out, *more):

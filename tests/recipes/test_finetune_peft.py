@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from typed_commands import typed, write_letters
 
 from minilora.cli.main import main
 from minilora.text import Tokenizer, encode_prompt
@@ -25,34 +26,12 @@ METHODS = ("lora", "qlora", "int8", "full")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("letters")
-    for split in ("train", "valid", "test"):
-        lines = [
-            json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n"
-            for i, c in enumerate("abcdefgh" * 4)
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(lines))
-    return folder
+    return write_letters(tmp_path_factory.mktemp("letters"), "abcdefgh" * 4)
 
 
-def finetune(model, data, out, *more):
-    argv = [
-        "finetune",
-        "--model",
-        model,
-        "--data",
-        data,
-        "--out",
-        out,
-        "--device",
-        "cpu",
-        "--batch",
-        8,
-        "--lr",
-        1e-2,
-        *more,
-    ]
-    return main([str(part) for part in argv])
+def finetune(model, data, out, *more, **options):
+    options = dict(model=model, data=data, out=out, device="cpu", batch=8, lr=1e-2) | options
+    return main(typed("finetune", *more, **options))
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +39,10 @@ def runs(tiny_folder, data, tmp_path_factory):
     """Each method by each backend, eight steps."""
     folder = tmp_path_factory.mktemp("runs")
     for method in METHODS:
-        rate = ["--lr", 1e-3] if method == "full" else []
+        rate = {"lr": 1e-3} if method == "full" else {}
         for backend in ("minilora", "peft"):
-            assert (
-                finetune(
-                    tiny_folder,
-                    data,
-                    folder / f"{method}-{backend}",
-                    "--method",
-                    method,
-                    "--backend",
-                    backend,
-                    "--steps",
-                    8,
-                    *rate,
-                )
-                == 0
-            )
+            out, options = folder / f"{method}-{backend}", dict(method=method, backend=backend)
+            assert finetune(tiny_folder, data, out, steps=8, **options, **rate) == 0
     return folder
 
 
@@ -175,22 +141,8 @@ def test_merge_writes_what_the_libraries_trained(runs, tiny_folder, data, tmp_pa
 
     from minilora import hub
 
-    assert (
-        main(
-            [
-                "merge",
-                "--model",
-                str(tiny_folder),
-                "--adapter",
-                str(runs / f"{method}-peft"),
-                "--out",
-                str(tmp_path / "merged"),
-                "--data",
-                str(data),
-            ]
-        )
-        == 0
-    )
+    run, merged = runs / f"{method}-peft", tmp_path / "merged"
+    assert main(typed("merge", model=tiny_folder, adapter=run, out=merged, data=data)) == 0
     base = hub.load(tiny_folder, method, device="cpu")
     theirs = hub.load_adapter(base, runs / f"{method}-peft").train()
     merged, ids = (
@@ -286,26 +238,9 @@ def test_resume_is_exact(tiny_folder, data, tmp_path, method):
         tmp_path / "run",
         "model.safetensors" if method == "full" else "adapter_model.safetensors",
     )
-    more = ["--lr", 1e-3] if method == "full" else ["--dropout", 0.2]
-    assert (
-        finetune(
-            tiny_folder,
-            data,
-            out,
-            "--method",
-            method,
-            "--backend",
-            "peft",
-            "--steps",
-            6,
-            "--save-every",
-            3,
-            "--eval-every",
-            2,
-            *more,
-        )
-        == 0
-    )
+    more = {"lr": 1e-3} if method == "full" else {"dropout": 0.2}
+    options = dict(method=method, backend="peft", steps=6, save_every=3, eval_every=2)
+    assert finetune(tiny_folder, data, out, **options, **more) == 0
     whole, metrics = (out / name).read_bytes(), lines(out)
     (out / name).unlink()
     shutil.rmtree(out / "state" / "step-00000006")
@@ -319,17 +254,8 @@ def test_resume_is_exact(tiny_folder, data, tmp_path, method):
 def test_what_the_backend_does_not_have_is_said_before_anything_is_written(
     capsys, tiny_folder, data, runs, tmp_path
 ):
-    begin = [
-        "finetune",
-        "--model",
-        tiny_folder,
-        "--data",
-        data,
-        "--out",
-        tmp_path / "none",
-        "--backend",
-        "peft",
-    ]
+    options = dict(model=tiny_folder, data=data, out=tmp_path / "none", backend="peft")
+    begin = typed("finetune", **options)
     assert "--code int4" in complaint(capsys, *begin, "--code", "int4")
     assert "--init pissa" in complaint(capsys, *begin, "--method", "lora", "--init", "pissa")
     assert "choose from" in complaint(capsys, *begin[:-1], "unsloth")
@@ -344,24 +270,10 @@ def test_what_the_backend_does_not_have_is_said_before_anything_is_written(
 def test_checkpointing_changes_no_number_and_nobody_chatters(
     capsys, tiny_folder, data, runs, tmp_path, method
 ):
-    rate = ["--lr", 1e-3] if method == "full" else []
+    options = dict(method=method, backend="peft", steps=8)
+    options |= {"lr": 1e-3} if method == "full" else {}
     capsys.readouterr()
-    assert (
-        finetune(
-            tiny_folder,
-            data,
-            tmp_path / "run",
-            "--method",
-            method,
-            "--backend",
-            "peft",
-            "--steps",
-            8,
-            "--checkpointing",
-            *rate,
-        )
-        == 0
-    )
+    assert finetune(tiny_folder, data, tmp_path / "run", "--checkpointing", **options) == 0
     assert capsys.readouterr().err == ""
     found, wanted = (
         [line["loss"] for line in lines(run) if "loss" in line]
@@ -381,18 +293,8 @@ def test_a_missing_library_is_named(capsys, monkeypatch, tiny_folder, data, tmp_
         return real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    line = complaint(
-        capsys,
-        "finetune",
-        "--model",
-        tiny_folder,
-        "--data",
-        data,
-        "--out",
-        tmp_path / "none",
-        "--backend",
-        "peft",
-    )
+    options = dict(model=tiny_folder, data=data, out=tmp_path / "none", backend="peft")
+    line = complaint(capsys, *typed("finetune", **options))
     assert (
         "needs bitsandbytes: pip install 'minilora[hub]'" in line
         and not (tmp_path / "none").exists()

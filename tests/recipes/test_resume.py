@@ -2,7 +2,6 @@
 run left alone, in both backends.
 """
 
-import json
 import os
 import random
 import signal
@@ -10,6 +9,7 @@ import sys
 
 import pytest
 from processes import context, finish, metrics, start
+from typed_commands import typed, write_letters
 
 from minilora.cli.main import main
 
@@ -60,32 +60,8 @@ def work(argv, fatal=None, report=None):
 
 def command(world, out, resume=True):
     tiny, data, more = world
-    argv = [
-        "finetune",
-        "--model",
-        str(tiny),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--steps",
-        str(STEPS),
-        "--save-every",
-        "2",
-    ]
-    argv += [
-        "--dropout",
-        "0.1",
-        "--batch",
-        "4",
-        "--lr",
-        "1e-2",
-        "--eval-every",
-        "7",
-        "--accumulate",
-        "2",
-        *more,
-    ]
+    options = dict(model=tiny, data=data, out=out, steps=STEPS, save_every=2, eval_every=7)
+    argv = typed("finetune", *more, **options, dropout=0.1, batch=4, lr=1e-2, accumulate=2)
     return [*argv, "--resume"] if resume else argv
 
 
@@ -96,12 +72,7 @@ def world(request, tiny_folder, tmp_path_factory):
         pytest.importorskip(library)
     folder = tmp_path_factory.mktemp("world") / "data"
     folder.mkdir()
-    lines = [
-        json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n"
-        for i, c in enumerate("abcdefghij" * 3)
-    ]
-    for split in ("train", "valid"):
-        (folder / f"{split}.jsonl").write_text("".join(lines))
+    write_letters(folder, "abcdefghij" * 3, ("train", "valid"))
     return tiny_folder, folder, BACKENDS[request.param]
 
 

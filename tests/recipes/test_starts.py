@@ -8,6 +8,7 @@ where the last bits may differ.
 import json
 
 import pytest
+from typed_commands import typed, write_letters
 
 from minilora.cli.main import main
 from minilora.recipes import load
@@ -39,36 +40,12 @@ STARTS = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("letters")
-    for split in ("train", "valid"):
-        lines = [
-            json.dumps({"prompt": f"say {c * (1 + i % 4)}", "response": c}) + "\n"
-            for i, c in enumerate("abcdefgh")
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(lines))
-    return folder
+    return write_letters(tmp_path_factory.mktemp("letters"), "abcdefgh", ("train", "valid"))
 
 
-def finetune(tiny_folder, data, out, *more):
-    argv = [
-        "finetune",
-        "--model",
-        tiny_folder,
-        "--data",
-        data,
-        "--out",
-        out,
-        "--steps",
-        2,
-        "--batch",
-        4,
-        "--lr",
-        1e-2,
-        "--device",
-        "cpu",
-        *more,
-    ]
-    assert main([str(part) for part in argv]) == 0
+def finetune(model, data, out, *more, **options):
+    options = dict(model=model, data=data, out=out, steps=2, batch=4, lr=1e-2) | options
+    assert main(typed("finetune", *more, device="cpu", **options)) == 0
     return json.loads((out / "run.json").read_text())["result"]["valid_losses"]
 
 
@@ -80,40 +57,13 @@ def loss_as_read(model, adapter, data):
 @pytest.mark.parametrize("method, init, variant", STARTS)
 def test_a_run_is_read_as_it_ended(tiny_folder, data, tmp_path, method, init, variant):
     out, merged = tmp_path / "run", tmp_path / "merged"
-    losses = finetune(
-        tiny_folder,
-        data,
-        out,
-        "--method",
-        method,
-        "--init",
-        init,
-        "--variant",
-        variant,
-        "--rank",
-        4,
-    )
+    losses = finetune(tiny_folder, data, out, method=method, init=init, variant=variant, rank=4)
     assert abs(losses[-1][1] - losses[0][1]) > 1e-3  # an adapter that does nothing would pass below
     assert loss_as_read(tiny_folder, out, data) == pytest.approx(
         losses[-1][1], abs=1e-4 if method != "int8" else 1e-3
     )
     if method == "lora":
-        assert (
-            main(
-                [
-                    "merge",
-                    "--model",
-                    str(tiny_folder),
-                    "--adapter",
-                    str(out),
-                    "--out",
-                    str(merged),
-                    "--device",
-                    "cpu",
-                ]
-            )
-            == 0
-        )
+        assert main(typed("merge", model=tiny_folder, adapter=out, out=merged, device="cpu")) == 0
         assert loss_as_read(merged, None, data) == pytest.approx(losses[-1][1], abs=1e-4)
 
 
