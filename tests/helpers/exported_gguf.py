@@ -5,7 +5,9 @@ import json
 import little_vocabularies
 import pytest
 import torch
+from family_twins import LLAMA3 as LLAMA3_ROPE
 from little_vocabularies import BYTES, LLAMA3, RULES, split, trained
+from llama_sizes import sizes
 from tokenizers import (
     Regex,
     pre_tokenizers,
@@ -70,17 +72,9 @@ def of_pieces(*args, **named) -> Tokenizer:
 def model_of(tokenizer, seed=0, **fields) -> Llama:
     """A random model with a row for each token and three more."""
     torch.manual_seed(seed)
-    shape = dict(
-        vocab_size=tokenizer.vocab_size + 3,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.15,
+    rows = tokenizer.vocab_size + 3
+    shape = sizes(vocab=rows, hidden=64, ffn=96, layers=2, heads=4, kv_heads=2, context=256) | dict(
+        bos_token_id=1, eos_token_id=2, initializer_range=0.15
     )
     model = Llama(Config(**(shape | fields))).eval()
     with torch.no_grad():
@@ -101,13 +95,7 @@ SHAPES = {
 }
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0},
-    "llama3": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
+    "llama3": LLAMA3_ROPE,
 }
 
 

@@ -3,25 +3,24 @@ and ours, with the same weights.
 """
 
 import torch
+from llama_sizes import sizes
 
 from minilora.llama import Config, Llama
 
-SMALL = dict(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=40,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=128,
-    initializer_range=0.25,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
+SMALL = sizes(vocab=61, hidden=32, ffn=40, layers=3, heads=4, kv_heads=2, context=128) | dict(
+    rms_norm_eps=1e-5, initializer_range=0.25, bos_token_id=1, eos_token_id=2, pad_token_id=0
 )
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 WINDOW = dict(use_sliding_window=True, sliding_window=6)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+TOLERANCE = 1e-5  # of logits, as of the Llama's
+T = 23  # tokens: more than the windows hold
 # name → fields of config.json
 KINDS = {
     "qwen2": dict(model_type="qwen2"),
@@ -68,3 +67,9 @@ def family_twins(kind, seed=0, **changes):
         del state["lm_head.weight"]
     ours.load_state_dict(state)
     return theirs, ours
+
+
+def difference(theirs, ours, ids):
+    """The largest between two logits."""
+    with torch.no_grad():
+        return float((theirs(ids).logits - ours(ids)).abs().max())

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from family_twins import SMALL, their_model
+from family_twins import LLAMA3, SMALL, their_model
 from little_vocabularies import RULES, byte_level, of_pieces
 from safetensors.torch import load_file
 from strings_of_all_scripts import strings
@@ -21,13 +21,6 @@ from minilora.qlora import resolve
 from minilora.text.tokenizer import Tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 SHAPES = {
     "llama": dict(model_type="llama"),
     "llama, tied, heads of their own size": dict(

@@ -7,31 +7,17 @@ import shutil
 
 import pytest
 import torch
+from family_twins import LLAMA3
+from llama_sizes import sizes
 from safetensors.torch import load_file, save_file
+from their_checkpoints import change, refusal
 
 from minilora.errors import MiniloraError
 from minilora.llama import Config, Llama
 from minilora.llama.weight_files import INDEX, SINGLE
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-SMALL = dict(
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    initializer_range=0.2,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
+SMALL = sizes(vocab=50, hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, context=64) | dict(
+    initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0
 )
 IDS = torch.arange(3, 24).view(1, -1)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -52,12 +38,6 @@ def logits(model):
 def folder(tmp_path):
     make().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
-
-
-def rewrite(folder, **changes):
-    file = folder / "config.json"
-    config = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in config.items() if value != "DROP"}))
 
 
 # both ways with transformers
@@ -140,98 +120,6 @@ def test_a_copy_of_the_tied_embedding_and_old_rope_buffers_are_accepted(tmp_path
         Llama.from_pretrained(tmp_path)
 
 
-# configurations of the models people use
-
-
-PUBLISHED = {
-    "Llama 2 7B": dict(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-        rope_scaling=None,
-        tie_word_embeddings=False,
-    ),
-    "Llama 3.2 1B": dict(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_theta=500000.0,
-        rope_scaling={
-            "factor": 32.0,
-            "high_freq_factor": 4.0,
-            "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192,
-            "rope_type": "llama3",
-        },
-        tie_word_embeddings=True,
-        bos_token_id=128000,
-        eos_token_id=[128001, 128008, 128009],
-    ),
-    "TinyLlama 1.1B": dict(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=22,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-    ),
-    "SmolLM2 135M": dict(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_theta=100000,
-        tie_word_embeddings=True,
-    ),
-}
-COUNTS = {
-    "Llama 2 7B": 6_738_415_616,
-    "Llama 3.2 1B": 1_235_814_400,
-    "TinyLlama 1.1B": 1_100_048_384,
-    "SmolLM2 135M": 134_515_008,
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_configurations_have_their_parameter_counts(name):
-    with torch.device("meta"):
-        model = Llama(
-            Config.from_hf(PUBLISHED[name] | {"model_type": "llama", "hidden_act": "silu"})
-        )
-    assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[name]
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_both_config_layouts_are_read_alike_and_written_for_both(name):
-    transformers = pytest.importorskip("transformers")
-    four = Config.from_hf(PUBLISHED[name])
-    theirs = transformers.LlamaConfig(**PUBLISHED[name]).to_dict()
-    assert "rope_parameters" in theirs
-    five = Config.from_hf(theirs)
-    assert vars(five) == vars(four)
-    assert Config.from_hf(four.to_hf()) == four
-    back = transformers.LlamaConfig(**four.to_hf())
-    assert back.rope_parameters == transformers.LlamaConfig(**PUBLISHED[name]).rope_parameters
-
-
 def test_the_old_name_of_the_rope_type_is_read():
     assert Config.from_hf(
         SMALL | {"rope_scaling": {"type": "linear", "factor": 2.0}}
@@ -239,14 +127,6 @@ def test_the_old_name_of_the_rope_type_is_read():
 
 
 # everything that can be wrong: one line that names the place and the remedy
-
-
-def refusal(path, **options):
-    with pytest.raises(MiniloraError) as caught:
-        Llama.from_pretrained(path, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_missing_folder_and_hub_name(tmp_path):
@@ -260,7 +140,7 @@ def test_missing_folder_and_hub_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, word",
+    "fields, word",
     [
         (dict(model_type="gemma"), "'gemma'"),
         (dict(hidden_act="gelu"), "'gelu'"),
@@ -274,8 +154,8 @@ def test_missing_folder_and_hub_name(tmp_path):
         (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantized (bitsandbytes"),
     ],
 )
-def test_wrong_configurations(folder, change, word):
-    rewrite(folder, **change)
+def test_wrong_configurations(folder, fields, word):
+    change(folder, **fields)
     message = refusal(folder)
     assert word in message and str(folder / "config.json") in message
 

@@ -1,5 +1,5 @@
 """Mistral, Qwen2 and Qwen3 against transformers' own classes: logits, gradients, generation, files,
-adapters, 4 bits; and the families that are no Llamas.
+adapters, 4 bits.
 """
 
 import json
@@ -7,13 +7,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from family_twins import KINDS, SMALL, YARN, family_twins, their_model
+from family_twins import KINDS, SMALL, TOLERANCE, YARN, T, difference, family_twins, their_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_twins import tokens
 
 from minilora import lora, qlora
-from minilora.errors import MiniloraError
 from minilora.llama import Cache, Config, Llama, Stepper
 from minilora.llama.one_token import fits
 from minilora.qlora.checkpoint import load_quantized, save_quantized
@@ -23,14 +22,6 @@ pytestmark = pytest.mark.parity  # beside the library that people use
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-
-TOLERANCE = 1e-5  # as of the Llama's logits
-T = 23  # tokens: more than the windows hold
-
-
-def difference(theirs, ours, ids):
-    with torch.no_grad():
-        return float((theirs(ids).logits - ours(ids)).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,234 +177,10 @@ def test_any_shape_equals_transformers(fields, length):
 # rope
 
 
-STRETCHED = {
-    "yarn": YARN,
-    "yarn, old spelling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8},
-    "yarn, all its numbers": YARN
-    | {"beta_fast": 4.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 0.5, "truncate": False},
-    "yarn, its own temperature": YARN | {"attention_factor": 1.3},
-    "yarn, no old length": {"rope_type": "yarn", "factor": 2.0},
-    "linear": {"type": "linear", "factor": 3},
-    "llama3, no old length": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-    },
-    "default": {"rope_type": "default"},
-    "part of a head, which a Llama does not know": {
-        "rope_type": "default",
-        "partial_rotary_factor": 0.5,
-    },
-}
-
-
-@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
-@pytest.mark.parametrize("outside", [{}, {"original_max_position_embeddings": 9}])
-@pytest.mark.parametrize("name", STRETCHED)
-def test_every_way_to_stretch_equals_transformers(tmp_path, name, outside, place):
-    theirs = their_model(dict(model_type="llama"))
-    theirs.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    fields = json.loads(file.read_text())
-    del fields["rope_parameters"]
-    fields |= {place: dict(STRETCHED[name]), "rope_theta": 123.0} | outside
-    file.write_text(json.dumps(fields))
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    ours = Llama.from_pretrained(tmp_path)
-    ids = tokens(ours, 1, 60)
-    assert difference(again, ours, ids) <= TOLERANCE
-    assert difference(theirs, ours, ids) > 100 * TOLERANCE
-    ours.save_pretrained(tmp_path / "ours")
-    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert difference(back, ours, ids) <= TOLERANCE
-
-
-def test_which_of_two_ropes_holds_is_as_in_transformers(tmp_path):
-    their_model(dict(model_type="qwen2")).save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    fields = json.loads(file.read_text())
-    fields |= {
-        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
-        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0},
-        "rope_theta": 500.0,
-    }
-    file.write_text(json.dumps(fields))
-    theirs, ours = (
-        make.from_pretrained(tmp_path) for make in (transformers.AutoModelForCausalLM, Llama)
-    )
-    assert difference(theirs, ours, tokens(ours, 1, 30)) <= TOLERANCE
-    assert ours.config.rope_scaling["factor"] == 4.0 and ours.config.rope_theta == 500.0
-
-
 # published models
 
 
-PUBLISHED = {  # the fields that matter, and the parameters that transformers counts
-    "Qwen/Qwen2.5-0.5B": (
-        dict(
-            model_type="qwen2",
-            vocab_size=151936,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            max_position_embeddings=32768,
-            max_window_layers=24,
-            sliding_window=32768,
-            use_sliding_window=False,
-            use_mrope=False,
-            rope_theta=1000000.0,
-            tie_word_embeddings=True,
-            bos_token_id=151643,
-            eos_token_id=151643,
-        ),
-        494_032_768,
-    ),
-    "Qwen/Qwen3-0.6B": (
-        dict(
-            model_type="qwen3",
-            vocab_size=151936,
-            hidden_size=1024,
-            intermediate_size=3072,
-            num_hidden_layers=28,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            head_dim=128,
-            max_position_embeddings=40960,
-            max_window_layers=28,
-            sliding_window=None,
-            use_sliding_window=False,
-            rope_scaling=None,
-            rope_theta=1000000,
-            attention_bias=False,
-            tie_word_embeddings=True,
-        ),
-        596_049_920,
-    ),
-    "mistralai/Mistral-7B-v0.1": (
-        dict(
-            model_type="mistral",
-            vocab_size=32000,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            max_position_embeddings=32768,
-            sliding_window=4096,
-            rope_theta=10000.0,
-            rms_norm_eps=1e-5,
-        ),
-        7_241_732_096,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_configurations_have_their_parameters(name):
-    fields, count = PUBLISHED[name]
-    with torch.device("meta"):
-        ours = Llama(Config.from_hf(fields))
-        theirs = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(**fields)
-        )
-    shapes = {key: tensor.shape for key, tensor in ours.state_dict().items()}
-    reference = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    if fields.get("tie_word_embeddings"):
-        del reference["lm_head.weight"]
-    assert shapes == reference
-    assert sum(parameter.numel() for parameter in ours.parameters()) == count
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_a_field_that_is_left_out_is_what_transformers_takes(family):
-    fields = dict(
-        model_type=family,
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=32,
-    )
-    theirs, ours = transformers.AutoConfig.for_model(**fields), Config.from_hf(fields)
-    for name in (
-        "num_key_value_heads",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-    ):
-        assert getattr(ours, name) == getattr(theirs, name), name
-    assert ours.head_dim == getattr(theirs, "head_dim", 2)
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert ours.sliding_window == getattr(theirs, "sliding_window", None)
-
-
 # what is no Llama
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("gemma", "gemma2", "gemma3_text", "phi", "phi3", "mixtral", "qwen2_moe", "qwen3_moe"),
-        *("gpt2", "gpt_neox", "llama4", "mllama", "deepseek_v3", "bert", "t5", "falcon", "qwen"),
-        *("Llama", "qwen3_next", "qwen2_vl", "ministral", "granite", "cohere", "smollm3", ""),
-    ],
-)
-def test_other_families_are_refused_by_name(kind):
-    with pytest.raises(MiniloraError) as told:
-        Config.from_hf(SMALL | {"model_type": kind})
-    line = str(told.value)
-    assert f"model_type is {kind!r}" in line and "llama, mistral, qwen2, qwen3" in line
-    assert "did you mean" not in line and "\n" not in line
-
-
-@pytest.mark.parametrize(
-    "classes, family",
-    [
-        (["MistralForCausalLM"], "mistral"),
-        (["Qwen2ForCausalLM"], "qwen2"),
-        (["Qwen3Model"], "qwen3"),
-        (["LlamaForCausalLM"], "llama"),
-        (["GemmaForCausalLM"], "GemmaForCausalLM"),
-        (["Qwen2MoeForCausalLM"], "Qwen2MoeForCausalLM"),
-        (["MixtralForCausalLM", "X"], "MixtralForCausalLM"),
-        ([], "llama"),
-    ],
-)
-def test_without_a_model_type_the_class_says_the_family(classes, family):
-    fields = SMALL | {"architectures": classes}
-    if family.endswith("LM"):
-        with pytest.raises(MiniloraError, match=f"architectures names '{family}'"):
-            Config.from_hf(fields)
-    else:
-        assert Config.from_hf(fields).model_type == family
-
-
-def test_a_model_of_text_and_pictures_names_its_part():
-    fields = {"model_type": "llava", "text_config": SMALL | {"model_type": "qwen2"}}
-    with pytest.raises(MiniloraError, match="'llava'.*its text_config is a qwen2"):
-        Config.from_hf(fields)
-
-
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        (dict(layer_types=["full_attention"]), "names 1 layers and num_hidden_layers is 3"),
-        (dict(layer_types=["linear_attention"] * 3), "'linear_attention'; known are"),
-        (dict(layer_types=["sliding_attention"] * 3), "no sliding_window in use"),
-        (dict(use_sliding_window="true"), 'use_sliding_window is "true"'),
-        (dict(use_sliding_window=True, sliding_window=0), "sliding_window is 0, less than 1"),
-        (dict(max_window_layers=-1), "max_window_layers is -1"),
-    ],
-)
-def test_a_window_that_cannot_be_is_refused(changes, said):
-    with pytest.raises(MiniloraError, match=said):
-        Config.from_hf(SMALL | {"model_type": "qwen2"} | changes)
 
 
 # adapters and 4 bits
