@@ -35,6 +35,7 @@ def tiny_folder(tmp_path_factory):
     import json
 
     import torch
+    from llama_sizes import sizes
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from minilora.llama import Config, Llama
@@ -54,13 +55,7 @@ def tiny_folder(tmp_path_factory):
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     config = Config(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
+        **sizes(vocab=320, hidden=64, ffn=128, layers=2, heads=4, kv_heads=2, context=256),
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,

@@ -3,19 +3,11 @@
 import json
 
 import torch
+from llama_sizes import sizes
 from safetensors.torch import load_file, save_file
 
-SMALL = dict(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    initializer_range=0.2,
-    bos_token_id=0,
-    eos_token_id=1,
+SMALL = sizes(vocab=96, hidden=64, ffn=128, layers=2, heads=4, kv_heads=2, context=64) | dict(
+    initializer_range=0.2, bos_token_id=0, eos_token_id=1
 )
 
 

@@ -4,16 +4,10 @@ layer beside ours.
 
 import bitsandbytes as bnb
 import torch
+from llama_sizes import sizes
 from torch import nn
 
-TINY = dict(
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
+TINY = sizes(vocab=97, hidden=64, ffn=96, layers=2, heads=4, kv_heads=2)
 
 
 def inputs(rows, width, dtype=torch.float32, outliers=0, seed=0):

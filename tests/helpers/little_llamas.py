@@ -9,27 +9,22 @@ from pathlib import Path
 import peft
 import torch
 import transformers
+from llama_sizes import sizes
 
 from minilora import lora
 from minilora.llama import Llama
 
 IDS = torch.tensor([[1, 5, 2, 9, 30], [3, 3, 0, 10, 47]])
+SIZES = sizes(vocab=48, hidden=24, ffn=40, layers=2, heads=4, kv_heads=2, context=32) | dict(
+    initializer_range=0.2, pad_token_id=None
+)
 
 
-def llama(seed=1, tied=False, vocab=48, **sizes):
+def llama(seed=1, tied=False, vocab=48, **others):
     """transformers' Llama with random weights."""
     torch.manual_seed(seed)
-    usual = dict(
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.2,
-        pad_token_id=None,
-    )
-    config = transformers.LlamaConfig(vocab_size=vocab, tie_word_embeddings=tied, **(usual | sizes))
+    fields = SIZES | dict(vocab_size=vocab, tie_word_embeddings=tied) | others
+    config = transformers.LlamaConfig(**fields)
     return transformers.LlamaForCausalLM(config).eval()
 
 

@@ -1,6 +1,7 @@
 """Small random Llamas as transformers writes them, and rows to teach them."""
 
 import torch
+from llama_sizes import sizes
 
 from minilora.text import IGNORE
 
@@ -13,18 +14,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-PLAIN = dict(
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    vocab_size=VOCABULARY,
-    max_position_embeddings=64,
-    initializer_range=0.15,
-    bos_token_id=BOS,
-    eos_token_id=EOS,
-)
+PLAIN = sizes(
+    vocab=VOCABULARY, hidden=64, ffn=128, layers=2, heads=4, kv_heads=4, context=64
+) | dict(initializer_range=0.15, bos_token_id=BOS, eos_token_id=EOS)
 
 
 def write(folder, fields, dtype=torch.float32, shard=None, seed=0):

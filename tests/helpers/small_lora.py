@@ -1,6 +1,7 @@
 """A Llama of 0.1M parameters with adapters that hold numbers, and a short training of them."""
 
 import torch
+from llama_sizes import sizes
 from torch import nn
 
 from minilora import lora
@@ -12,13 +13,7 @@ IDS = torch.tensor([[1, 5, 2, 9, 30], [3, 3, 0, 10, 39]])
 def tiny(tied=False):
     torch.manual_seed(0)
     config = Config(
-        vocab_size=40,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
+        **sizes(vocab=40, hidden=64, ffn=128, layers=2, heads=4, kv_heads=2, context=32),
         tie_word_embeddings=tied,
         initializer_range=0.1,
     )

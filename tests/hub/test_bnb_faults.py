@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from llama_sizes import sizes
 from safetensors.torch import load_file, save_file
 
 from minilora import hub, lora
@@ -38,11 +39,7 @@ def save(folder, hidden, inner):
     torch.manual_seed(0)
     Llama(
         Config(
-            vocab_size=97,
-            hidden_size=hidden,
-            intermediate_size=inner,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            **sizes(vocab=97, hidden=hidden, ffn=inner, layers=2, heads=4),
             initializer_range=0.2,
             bos_token_id=1,
             eos_token_id=2,

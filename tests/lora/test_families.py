@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from little_llamas import IDS, llama, our_llama, ours, theirs, write_adapter
+from little_llamas import IDS, SIZES, llama, our_llama, ours, theirs, write_adapter
 from safetensors.torch import load_file, save_file
 
 from minilora import lora
@@ -16,17 +16,6 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
-SIZES = dict(
-    vocab_size=48,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=32,
-    initializer_range=0.2,
-    pad_token_id=None,
-)
 FAMILIES = {
     "Qwen2": dict(),
     "Qwen3": dict(head_dim=8),

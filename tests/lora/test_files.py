@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from llama_sizes import sizes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -24,13 +25,7 @@ IDS = torch.tensor([[1, 5, 2, 9, 30], [3, 3, 0, 10, 47]])
 def llama(seed=1, hidden=24, tied=False):
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=48,
-        hidden_size=hidden,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
+        **sizes(vocab=48, hidden=hidden, ffn=40, layers=2, heads=4, kv_heads=2, context=32),
         tie_word_embeddings=tied,
     )
     return transformers.LlamaForCausalLM(config).eval()

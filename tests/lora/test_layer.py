@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_sizes import sizes
 from torch import nn
 
 from minilora import lora
@@ -40,13 +41,7 @@ def toy(seed=0, dtype=torch.float32):
 def llama(tied=False, dtype=torch.float32):
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        vocab_size=48,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
+        **sizes(vocab=48, hidden=24, ffn=40, layers=2, heads=4, kv_heads=2, context=32),
         tie_word_embeddings=tied,
     )
     return transformers.LlamaForCausalLM(config).eval().to(dtype)

@@ -11,6 +11,7 @@ import copy
 
 import pytest
 import torch
+from llama_sizes import sizes
 from torch import nn
 
 from minilora import lora
@@ -33,12 +34,7 @@ def dense_llama(hidden=64, inner=128):
     torch.manual_seed(0)
     return Llama(
         Config(
-            vocab_size=97,
-            hidden_size=hidden,
-            intermediate_size=inner,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            **sizes(vocab=97, hidden=hidden, ffn=inner, layers=2, heads=4, kv_heads=2),
             initializer_range=0.1,
         )
     )

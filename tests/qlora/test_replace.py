@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from llama_sizes import sizes
 from small_lora import IDS, tiny
 from torch import nn
 
@@ -22,12 +23,7 @@ def hugging_face(tied=False):
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=40,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            **sizes(vocab=40, hidden=64, ffn=128, layers=2, heads=4, kv_heads=2),
             tie_word_embeddings=tied,
         )
     ).eval()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from llama_sizes import sizes
 
 from minilora import train
 from minilora.errors import MiniloraError
@@ -12,16 +13,8 @@ from minilora.llama import Config, Llama
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    sizes = dict(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    return Llama(
-        Config(vocab_size=37, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, **sizes)
-    ).eval()
+    shape = sizes(vocab=37, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1, context=64)
+    return Llama(Config(**shape, bos_token_id=1, eos_token_id=2)).eval()
 
 
 def test_kl_is_torchs():
