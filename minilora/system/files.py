@@ -111,12 +111,27 @@ def _from_disk(error: Exception) -> bool:
     )
 
 
-def _explain(path: Path, error: Exception) -> MiniloraError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return MiniloraError(
-        f"cannot write {path}: {reason}; free some space or choose another folder with write "
-        "permission"
-    )
+@contextlib.contextmanager
+def _refusals_told(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if not _from_disk(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MiniloraError(
+            f"cannot write {path}: {reason}; free some space or choose another folder with write "
+            "permission"
+        ) from error
+
+
+def _drop(temporary: Path) -> None:
+    """Remove what has not come to its place."""
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    elif temporary.exists():
+        temporary.unlink()
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
@@ -147,26 +162,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     stands at `path`; `path` is then as it was before.
     """
     path = Path(path)
-    temporary = None
-    try:
+    with _refusals_told(path), contextlib.ExitStack() as unfinished:
         require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(SUFFIX, PREFIX.format(path.name), path.parent)
         os.close(handle)
         temporary = Path(name)
+        unfinished.callback(_drop, temporary)
         yield temporary
         _sync(temporary)
         os.chmod(temporary, 0o644)
         require_replaceable(path)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except Exception as error:
-        if not _from_disk(error):
-            raise
-        raise _explain(path, error) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -181,12 +189,12 @@ def atomic_folder(
     Raises MiniloraError as `atomic_write` does.
     """
     path = Path(path)
-    temporary = None
-    try:
+    with _refusals_told(path), contextlib.ExitStack() as unfinished:
         there = path.exists()  # what is there may be a disk of its own: no rename leads into it
         home = path if there else path.parent
         home.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(SUFFIX, PREFIX.format(path.name), home))
+        unfinished.callback(_drop, temporary)
         yield temporary
         made = sorted(temporary.iterdir(), key=lambda file: (file.name in LAST, file.name))
         for file in made:
@@ -205,13 +213,6 @@ def atomic_folder(
             _sync_folder(temporary)
             os.replace(temporary, path)
             _sync_folder(path.parent)
-    except Exception as error:
-        if not _from_disk(error):
-            raise
-        raise _explain(path, error) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(path: str | os.PathLike) -> None:
