@@ -33,7 +33,7 @@ TITLES = {  # by the name of the notebook, in the order of the course
     "distributed-training": ("distributed training", "data, sharded, tensor and pipeline parallel"),
     "real-gpu": (
         "QLoRA on a real GPU",
-        "transformers, bitsandbytes and peft on a billion parameters",
+        "a published model from the choice to the chat, ours beside the libraries",
     ),
     "audit-the-papers": ("audit the papers", "published numbers computed again; your own data"),
 }

@@ -292,7 +292,6 @@ WIDE = {
     "08-lora",
     "09-many-adapters",
     "10-qlora",
-    "14-real-gpu",
     "15-audit-the-papers",
 }
 AT_FIRST = 13
