@@ -15,7 +15,7 @@ import re
 
 from minilora.budget.published import peaks
 
-from . import moving_picture
+from . import moving_picture, real_tables
 from .course_table import badges, clouds, lesson_table, time_needed
 from .project import ROOT
 
@@ -36,7 +36,9 @@ def _results(name: str) -> dict | None:
 
 
 def _script(name: str) -> str:
-    """The path of a benchmark, wherever under benchmarks/ it stands."""
+    """The path of a benchmark, wherever under benchmarks/ it stands; with its folder where two are
+    called so.
+    """
     found = next(iter(sorted((ROOT / "benchmarks").rglob(name))), ROOT / "benchmarks" / name)
     return found.relative_to(ROOT).as_posix()
 
@@ -105,7 +107,8 @@ def task_table() -> str:
         f"{asked} questions a task: people, towns, things and described places are new, plain "
         "places (“the mill”) and what `sums` counts recur;"
         f" one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]}, one thread "
-        f"a run, the slowest {slowest:.0f} s; {found['date']}. Written by `{_script('tasks.py')}`.",
+        f"a run, the slowest {slowest:.0f} s; {found['date']}. "
+        f"Written by `{_script('tasks/tasks.py')}`.",
     ]
     return "\n".join(rows)
 
@@ -424,6 +427,11 @@ def picture() -> str:
     return "![Training and validation loss of the example above, by step](loss.png)"
 
 
+def _real(name: str):
+    """What fills the table of that name on the real model."""
+    return lambda: getattr(real_tables, name)(_results(f"real-{name}.json"))
+
+
 README, CLI, BUDGET = "README.md", "docs/cli.md", "docs/budget.md"
 PLACES = {  # place → the file in which it stands
     "badges": README,
@@ -441,6 +449,9 @@ PLACES = {  # place → the file in which it stands
     "table:tasks": "docs/benchmarks.md",
     "table:cpu": "docs/benchmarks.md",
     "table:training": "docs/benchmarks.md",
+    "table:real:precision": "docs/benchmarks.md",
+    "table:real:tasks": "docs/benchmarks.md",
+    "table:real:speed": "docs/benchmarks.md",
 }
 FILLS = {
     "badges": badges,
@@ -458,6 +469,7 @@ FILLS = {
     "table:tasks": task_table,
     "table:cpu": cpu_tables,
     "table:training": training_table,
+    **{f"table:real:{name}": _real(name) for name in ("precision", "tasks", "speed")},
 }
 
 

@@ -156,9 +156,11 @@ def exact(key: str, work: Path | None) -> dict:
 
 
 class Run:
-    """What `minilora finetune` makes before its first step, and that step."""
+    """What `minilora finetune` makes before its first step, and that step. more: settings beside
+    METHOD, or in its place.
+    """
 
-    def __init__(self, task: str, backend: str, device: str) -> None:
+    def __init__(self, task: str, backend: str, device: str, **more) -> None:
         import torch
 
         from minilora import qlora
@@ -168,8 +170,8 @@ class Run:
         from minilora.train import Batches, parameter_groups
 
         data = str(machine.ROOT / "data" / "tasks" / task)
-        settings = Settings(**METHOD, data=data, backend=backend, device=device)
-        self.config, folder = settings.train_config(), qlora.resolve("tiny")
+        settings = Settings(**METHOD | more, data=data, backend=backend, device=device)
+        self.config, folder = settings.train_config(), qlora.resolve(settings.model)
         rows, _ = finetune.read_rows(
             settings, Tokenizer.from_pretrained(folder), load.positions(folder)
         )
@@ -188,9 +190,10 @@ class Run:
         from minilora.train import step_gradients
 
         loss, _ = step_gradients(self.model, self.batches(number), self.config)
-        torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with torch.profiler.record_function("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return loss
 
 
