@@ -16,6 +16,7 @@ from __future__ import annotations
 from ..system.tables import Table
 from .catalog import GPU
 from .estimate import Budget
+from .process import process
 
 GB, GIB, MB, MIB = 10**9, 2**30, 10**6, 2**20
 
@@ -62,6 +63,16 @@ def sums(told: Budget, card: GPU | None = None) -> list[tuple[str, int, str]]:
         ("all parts", told.total, "more than ever stands at once"),
         ("peak allocated", told.peak_allocated, f"the most at one time, in the {told.moment}"),
     ]
+    if told.setup.device == "cpu":
+        whole = process(told)
+        found += [
+            ("libraries", whole.libraries, "interpreter, torch, tokenizer, products' buffers"),
+            (
+                "process",
+                whole.peak,
+                f"the most at one time, in {whole.moment}; holes of the heap not counted",
+            ),
+        ]
     if told.needs(card) != told.peak_allocated:
         found.append(
             (

@@ -272,8 +272,11 @@ def as_json(told, card: GPU | None, length: Length, asked: Asked) -> dict:
     time.
     """
     from ..budget.advice import advise
+    from ..budget.process import process
 
     found = {**told.to_dict(), "notes": told_notes(told)}
+    if told.setup.device == "cpu":
+        found["process"] = process(told).to_dict()
     if card:
         advised = advise(told.setup, card)
         changes = [

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MemoryFull, MiniloraError
 from ..qlora import base
 from ..system.outputs import require_folder
-from . import finetune_peft, load, memory_warning
+from . import finetune_peft, load, memory_told, memory_warning
 from .settings import MAX_SEQ, Settings, resumed, settle
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Result:
     trainable: int  # numbers that learned, of
     total: int
     seconds: float
+    memory: dict[str, int] | None = None  # bytes of the process, "predicted" and "measured"
 
     def told(self) -> list[str]:
         """The run's end in one or two lines."""
@@ -67,7 +68,7 @@ class Result:
             f"{self.out}: {self.weights.name} ({size / 1e6:.2f} MB), metrics.jsonl, loss.png, "
             f"run.json in {self.seconds:.0f} s"
         )
-        return lines
+        return lines + ([memory_told.line(self.memory)] if self.memory else [])
 
 
 # ---------------------------------------------------------------------------------------- the runs
@@ -177,6 +178,7 @@ def _train(
     tokenizer = Tokenizer.from_pretrained(source)
     rows, valid = read_rows(settings, tokenizer, load.positions(source), say)
     memory_warning.warn(counted(settings, source), source, device, rows)
+    foreseen = memory_told.foresee(counted(settings, source), source, device, rows)
     with named(
         f"while {settings.model} was loaded for --method {settings.method}",
         memory_warning.WHEN_LOADING,
@@ -213,15 +215,17 @@ def _train(
     weights = _write(model, settings, source, folder)
     folder.draw(history.records)
     seconds = time.perf_counter() - began
+    memory = foreseen.beside()
     folder.about["result"] = {
         "steps": history.steps,
         "valid_losses": history.valid_losses,
         "seconds": round(seconds, 1),
+        **({"memory": memory} if memory else {}),
         "status": "diverged" if history.diverged else "finished",
         **({"why": history.diverged} if history.diverged else {}),
     }
     folder.write_about()
-    return Result(folder.path, weights, history, trainable, total, seconds)
+    return Result(folder.path, weights, history, trainable, total, seconds, memory)
 
 
 def _write(model, settings: Settings, source: Path, folder: RunFolder) -> Path:

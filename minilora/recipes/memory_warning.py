@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..system.memory import available
+from ..system.memory import LIBRARIES, available
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 # whose Llama and whose adapters, by backend
 RUNS = {"minilora": {"library": "minilora"}, "peft": {"library": "transformers", "detour": "plain"}}
-
-# what torch and the tokenizer take on a processor, beside the step's tensors
-LIBRARIES = 400 * 10**6
 
 
 def in_budget_words(

@@ -35,7 +35,7 @@ from torch import nn
 
 from ..errors import MiniloraError
 from ..lora.rates import loraplus_groups
-from ..system import memory
+from ..system import heap, memory
 from ..system.precision import autocast, device_of, mode, settle_precision
 from ..text.rows import IGNORE, Row
 from .batches import Batches
@@ -247,6 +247,7 @@ class _Loop:
             History(),
         )
         self.batches = Batches(data, config.batch_size * config.accumulate, config.seed)
+        self.widest = 0  # tokens of the longest row so far
         if config.checkpointing:
             model.gradient_checkpointing = True
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -336,6 +337,9 @@ class _Loop:
             group["lr"] = rate * group.get("share", 1.0)
         rows = self.batches(step)
         longest = max(len(ids) for ids, _ in rows)
+        if longest > self.widest:  # the holes that smaller pieces have left would only stand beside
+            self.widest = longest
+            heap.give_back()
         self.doing = (
             f"in step {step + 1}, {min(len(rows), self.config.batch_size)} rows of up to "
             f"{longest} tokens at once"

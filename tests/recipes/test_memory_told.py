@@ -1,0 +1,53 @@
+"""A run's memory, foreseen and measured."""
+
+import pytest
+
+from minilora.recipes import memory_told
+from minilora.recipes.memory_told import Foreseen, foresee, learned_at_most, longest_row
+from minilora.recipes.settings import Settings
+from minilora.system.files import data_folder
+from minilora.text.rows import IGNORE
+
+
+def rows(*lengths, learned=2):
+    return [([5] * n, [IGNORE] * (n - learned) + [5] * learned) for n in lengths]
+
+
+def test_the_longest_row_is_of_those_that_the_run_takes():
+    from minilora.train.batches import Batches
+
+    found, settings = rows(*range(10, 50)), Settings(data="x", batch=4, steps=1)
+    taken = max(len(ids) for ids, _ in Batches(found, 4, 0)(0))
+    assert longest_row(settings, found) == taken < 49
+    assert longest_row(Settings(data="x", batch=4, steps=10), found) == 49
+
+
+def test_only_learned_tokens_get_logits():
+    assert learned_at_most(Settings(data="x", batch=4), rows(9, 12, learned=3)) == 12
+
+
+def test_a_run_on_a_processor_is_foreseen_and_a_card_is_not():
+    settings, base = Settings(data="x", steps=2), data_folder() / "base"
+    assert foresee(settings, base, "cpu", rows(30, 40)).predicted > 4e8
+    assert foresee(settings, base, "cuda", rows(30, 40)) == Foreseen(None, None)
+
+
+def test_more_tokens_need_more():
+    settings, base = Settings(data="x", steps=2, batch=16), data_folder() / "base"
+    short, long = (foresee(settings, base, "cpu", rows(n)).predicted for n in (100, 500))
+    assert long > short
+
+
+def test_what_cannot_be_counted_is_not_told(tmp_path):
+    assert foresee(Settings(data="x"), tmp_path, "cpu", rows(9)).beside() is None
+
+
+def test_measured_stands_beside_predicted_unless_the_process_held_more_before(monkeypatch):
+    monkeypatch.setattr(memory_told, "most_held", lambda: 2_000)
+    assert Foreseen(1_500, 1_900).beside() == {"predicted": 1_900, "measured": 2_000}
+    assert Foreseen(2_000, 1_900).beside() is None
+
+
+@pytest.mark.parametrize("predicted, error", [(1.9e9, "-5 %"), (2.2e9, "+10 %")])
+def test_the_line_tells_the_error(predicted, error):
+    assert error in memory_told.line({"predicted": predicted, "measured": 2e9})
