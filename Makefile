@@ -57,7 +57,7 @@ check: $(STAMP)
 	@$(PYTEST) $(PARALLEL) -m "not slow and not browser" tests
 
 # In order: what others are built on comes first. The card's runs where there is a card.
-BENCHMARKS := memory.memory memory.peers memory.budget_example speed.cpu \
+BENCHMARKS := memory.memory memory.peers memory.on_cpu memory.budget_example speed.cpu \
     tasks.tasks tasks.example tasks.peers_train tasks.adapters tasks.mixing tasks.preference \
     tasks.taste tasks.placement tasks.precision tasks.sweeps real.precision real.tasks real.speed
 bench: $(STAMP)

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from benchmarks.kit import machine
 from benchmarks.memory.rows import about, summary
+from benchmarks.real import model
 from minilora.system.files import atomic_write
 
 RESULTS = machine.RESULTS / "memory-cpu.json"
-MODEL, STEPS = "smollm2-135m", 10
+MODEL, STEPS = model.NAME, 10
 EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
@@ -66,6 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two runs, written nowhere")
     quick = parser.parse_args().quick
+    if model.folder() is None:
+        return
     rows = []
     for run in grid()[:2] if quick else grid():
         rows.append(one(run))
