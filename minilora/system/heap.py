@@ -3,9 +3,9 @@
 What it replaces: nothing; a process that has loaded a model in 32 bits and packed it into 4 goes on
 holding most of the room of the former.
 How it works: glibc cuts blocks below 32 MB out of one heap, and gives only the heap's end back by
-itself. What is free in the middle stays the process's, used again or not. `malloc_trim` hands the pages of all free blocks back. It changes no number; pages that are
-wanted again cost a page fault each, so it is called where much was freed for good, not in each
-step.
+itself. What is free in the middle stays the process's, used again or not. `malloc_trim` hands the
+pages of all free blocks back. It changes no number; pages that are wanted again cost a page fault
+each, so it is called where much was freed for good, not in each step.
 What it leaves out: other C libraries, which have other habits.
 """
 
