@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MiniloraError
-from ..system.ranges import TEMPERATURE
+from ..system.ranges import number
 from .cache import Cache
 from .config import Config
 from .decoder import Decoder
 from .one_token import Stepper, fits
+
+# below, the quotient of a logit is soon infinite; the command line asks for .001 at least
+TEMPERATURE = number(1e-6, 1e6, zero=True)
 
 
 class Speaker(Protocol):

@@ -76,4 +76,4 @@ def number(least: float, most: float, **more) -> Range:
 ROWS = whole(1, 2**20)  # of a batch
 TOKENS = whole(1, 2**24)  # of a text
 SEED = whole(0, 2**63 - 1)  # what every generator takes
-TEMPERATURE = number(0.001, 1000, zero=True)  # below, the quotient of a logit is soon infinite
+TEMPERATURE = number(0.001, 1000, zero=True)  # as it is typed
