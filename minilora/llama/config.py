@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -282,7 +283,7 @@ def config_to_hf(config: Config) -> dict[str, Any]:
     """
     family = FAMILIES[config.model_type]
     fields = {
-        name: getattr(config, name)
+        name: deepcopy(getattr(config, name))  # transformers writes into a rope it is given
         for name in config.__dataclass_fields__
         if name not in OWN or name in family.own
     }

@@ -2,6 +2,8 @@
 and ours, with the same weights.
 """
 
+from copy import deepcopy
+
 import torch
 from llama_sizes import sizes
 
@@ -49,7 +51,8 @@ def their_model(fields, seed=0):
     import transformers  # tests skip where it is missing
 
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(**SMALL | fields)
+    # a copy, for transformers writes rope_theta into the rope that it is given
+    config = transformers.AutoConfig.for_model(**deepcopy(SMALL | fields))
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

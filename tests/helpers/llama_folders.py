@@ -1,5 +1,7 @@
 """Small random Llamas as transformers writes them, and rows to teach them."""
 
+from copy import deepcopy
+
 import torch
 from llama_sizes import sizes
 
@@ -26,7 +28,9 @@ def write(folder, fields, dtype=torch.float32, shard=None, seed=0):
     import transformers
 
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(**{"model_type": "llama"} | PLAIN | fields)
+    # a copy, for transformers writes into the rope that it is given
+    fields = deepcopy({"model_type": "llama"} | PLAIN | fields)
+    config = transformers.AutoConfig.for_model(**fields)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):

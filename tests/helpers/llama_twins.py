@@ -1,6 +1,7 @@
 """A random small Llama twice: transformers' and ours, with the same weights."""
 
 import random
+from copy import deepcopy
 
 import torch
 
@@ -47,7 +48,8 @@ def twins(seed, **changes):
     """transformers' model and ours with the same weights, biases not zero."""
     import transformers  # tests skip where it is missing
 
-    shape = fields(seed) | changes
+    # a copy, for transformers writes rope_theta into the rope that it is given
+    shape = deepcopy(fields(seed) | changes)
     torch.manual_seed(seed)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
     with torch.no_grad():
