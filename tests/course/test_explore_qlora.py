@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minilora.budget import catalog, estimate
-from minilora.course.explore import qlora
+from minilora.course.explore import qlora, stored
 from minilora.errors import MiniloraError
 from minilora.system.files import data_folder
 
@@ -86,6 +86,6 @@ def test_the_smallest_card_is_named_and_none_is_admitted():
 
 
 def test_a_missing_table_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(qlora, "results_folder", lambda: tmp_path)
+    monkeypatch.setattr(stored, "results_folder", lambda: tmp_path)
     with pytest.raises(MiniloraError, match="benchmarks.tasks.sweeps precision"):
         qlora.runs.__wrapped__()

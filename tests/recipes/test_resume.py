@@ -108,8 +108,11 @@ def test_killed_at_file_operations(world, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_every_third_file_operation(world, alone, tmp_path):
-    for fatal in range(1, alone[2] + 1, 3):
+def test_killed_all_the_way_along(world, alone, tmp_path):
+    """At every third file operation; with PEFT, whose files are written by the same hands and whose
+    start takes seconds, at every fifteenth.
+    """
+    for fatal in range(1, alone[2] + 1, 15 if world[2] else 3):
         killed_then_resumed(world, tmp_path / str(fatal) / "run", alone, fatal)
 
 
