@@ -22,7 +22,9 @@ pytestmark = pytest.mark.skipif(cpp.compiler() is None, reason="no C++ compiler 
 
 @pytest.fixture(scope="module")
 def built():
-    return cpp.build(compiled_token.SOURCE)
+    library = cpp.build(compiled_token.SOURCE)
+    assert library is not None
+    return library
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +217,7 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 def test_what_does_not_fit_goes_through_python(name):
     model = LEFT[name]()
+    assert compiled_token.layer_forms(model.model) is None
     assert type(stepper(model.model, Cache(9), None, 5)) is Stepper
     model.generate(tokens(model, 1, 4), 3, stop=[])
 
@@ -222,6 +225,7 @@ def test_what_does_not_fit_goes_through_python(name):
 def test_norms_in_16_bits_go_through_python():
     model = small()
     model.model.layers[1].post_attention_layernorm.bfloat16()
+    assert compiled_token.layer_forms(model.model) is None
     assert type(stepper(model.model, Cache(9), None, 5)) is Stepper
 
 
