@@ -49,8 +49,12 @@ def small(seed=0, **fields):
         max_position_embeddings=256,
         initializer_range=0.2,
     )
-    config = Config(**usual | fields)
-    return Llama(config).eval()
+    model = Llama(Config(**usual | fields)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # no bias is 0, no norm's weight 1
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
 
 
 def with_adapter(model, **options):
@@ -319,18 +323,18 @@ def test_without_a_compiler_python_goes_on_and_does_not_ask_twice(monkeypatch):
 )
 def test_a_fault_in_the_source_is_seen(monkeypatch, tmp_path, file, old, new):
     """Planted in a copy; one of the comparisons above has to fail."""
-    for name in ("llama/one_token.cpp", "quantize/product.h"):
-        text = (cpp.PACKAGE / name).read_text()
+    for name in ("llama/one_token.cpp", "quantize/product.h", "quantize/kernels/decode.h"):
+        text = (cpp.PACKAGE / name).read_text(encoding="utf-8")
         assert name != file or old in text
-        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text.replace(old, new) if name == file else text)
     monkeypatch.undo()
-    monkeypatch.setenv("MINILORA_COMPILE", "always")
-    monkeypatch.setattr(compiled_token, "state", State())
     monkeypatch.setattr(cpp, "PACKAGE", tmp_path)
-    monkeypatch.setattr(compiled_token, "SOURCE", tmp_path / "llama/one_token.cpp")
+    planted = cpp.build(tmp_path / "llama/one_token.cpp")
+    assert planted is not None
+    monkeypatch.setenv("MINILORA_COMPILE", "always")
+    monkeypatch.setattr(compiled_token, "state", State(planted, tried=True))
     with pytest.raises(AssertionError):
         for name in ("qlora", "biases everywhere"):
             test_it_equals_the_python_step(name, (20, 7, 13))
         test_each_family_equals_its_general_forward("qwen3")
-    assert compiled_token.state.library is not None
