@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ..errors import MiniloraError
 from ..system.ranges import number
 from .cache import Cache
+from .compiled_token import stepper
 from .config import Config
 from .decoder import Decoder
-from .one_token import Stepper, fits
 
 # below, the quotient of a logit is soon infinite; the command line asks for .001 at least
 TEMPERATURE = number(1e-6, 1e6, zero=True)
@@ -161,10 +161,15 @@ def evaluating(model: Speaker) -> Iterator[None]:
             module.training = True
 
 
-def _forwards(model: Speaker, capacity: int, mask: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function from all ids so far to the hidden vectors of those it has not seen yet."""
+def _forwards(
+    model: Speaker, capacity: int, mask: Tensor | None, new: int
+) -> Callable[[Tensor], Tensor]:
+    """A function from all ids so far to the hidden vectors of those it has not seen yet.
+
+    capacity: tokens of the longest text; new: those of them that are to be made.
+    """
     cache, decoder = Cache(capacity), model.model
-    step = Stepper(decoder, cache, mask) if fits(decoder, capacity) else None
+    step = stepper(decoder, cache, mask, new)
 
     def forward(ids: Tensor) -> Tensor:
         if cache.length and step is not None:
@@ -212,7 +217,7 @@ def generate(
         mask[:, :T] = attention_mask
     running = torch.ones(B, dtype=torch.bool, device=ids.device)
     with evaluating(model):
-        forward = _forwards(model, T + max_new_tokens, mask)
+        forward = _forwards(model, T + max_new_tokens, mask, max_new_tokens)
         for length in range(T, T + max_new_tokens):
             hidden = forward(out[:, :length])  # (B, T, C) at first, then (B, 1, C)
             # (B,)

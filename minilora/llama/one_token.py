@@ -6,6 +6,7 @@ How it works: with one position the heads lie side by side in memory, so queries
 one go, and the query heads of a group, which see the same keys, pose as positions of one head.
 Modules are looked up once, a plain linear layer becomes a bare call, and the norm uses ‖x‖² + Cε in
 place of the mean: x·√C·w / √(‖x‖² + Cε).
+`compiled_token.py` has the same in C++, for what fits.
 What it leaves out: replaced layers other than the linear ones, hooks, and a window that is shorter
 than the text; then the general forward is used.
 Where numerics differ: rounding of the norm, 1e-7 relative in fp32.

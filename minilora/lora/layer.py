@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import MiniloraError
+from ..quantize.product import Product, product_of
 from ..system.hooks import is_watched
 from .dora import dora_addition, dora_factor, row_norms
 from .fused import can_fuse, fused_lora
@@ -260,6 +261,19 @@ class LoRALinear(AdaptedWeight):
         if can_fuse(self.base, x, A):
             return fused_lora(x, self.base.weight, self.base.bias, A, B, scale)
         return None
+
+    def as_product(self) -> Product | None:
+        """What the layer computes, for one token at a time; None for what is more than one added
+        detour.
+        """
+        product = product_of(self.base)
+        if self.silent or product is None:
+            return product
+        if self.rows is not None or len(self.active) > 1 or not self.adds_only(self.active[0]):
+            return None
+        name = self.active[0]
+        A, B = self.lora_A[name].detach(), self.lora_B[name].detach()  # (r, in), (out, r)
+        return Product(product.weight, product.bias, A, B, float(self.scale[name]))
 
     def adds_only(self, name: str) -> bool:
         """True where base and detour read the same x and are simply added: no DoRA, no dropout at

@@ -7,8 +7,8 @@ codes and scales, and decodes the weight W into one shared buffer whenever it is
 computed with it, the adapter's detour and the backward pass, is the fused step of lora/fused.py,
 which takes the layer's `decode` for a weight. So only x and x Aᵀ need to be kept; W is decoded
 again going back, which costs far less than the products it takes part in.
-What it leaves out: gradients for W (it is frozen), kernels that multiply packed weights directly,
-double backward.
+Where one token at a time is generated, `as_product` lets W be multiplied as it is packed.
+What it leaves out: gradients for W (it is frozen), double backward.
 Where numerics differ: the decoded W is right for every shape; bitsandbytes on a CPU is not, and it
 loses the input's gradient after an evaluation. The adapter is computed in the input's type, as
 under autocast; PEFT takes a bf16 input up to fp32 for it. In 16 bits the detour is added inside the
@@ -29,6 +29,7 @@ from ..errors import MiniloraError
 from ..lora.fused import frozen_linear, fused_lora
 from ..quantize import bnb_format, zero_point
 from ..quantize.blockwise import Quantized, quantize
+from ..quantize.product import Product
 from ..system.precision import autocast_dtype
 from ..system.scratch import Scratch
 from .replace import replace_linears
@@ -197,6 +198,12 @@ class QLinear(nn.Module):
         """
         x = _autocast(x)
         return fused_lora(x, self.decode, self.bias, A.to(x.dtype), B.to(x.dtype), float(scale))
+
+    def as_product(self) -> Product | None:
+        """What the layer computes, for one token at a time; None where W is rounded on its way."""
+        if self._through(torch.float32) != torch.float32:
+            return None
+        return Product(self.quantized, self.bias)
 
     def extra_repr(self) -> str:
         q = self.quantized

@@ -2,7 +2,7 @@
 cannot be had.
 """
 
-import shutil
+import ctypes
 
 import numpy as np
 import pytest
@@ -10,8 +10,12 @@ import torch
 
 from minilora.quantize import codebooks, quantize
 from minilora.quantize.kernels import compiled, cpu
+from minilora.system import cpp
 
-pytestmark = pytest.mark.parity  # beside the library that people use
+needs_compiler = pytest.mark.skipif(
+    cpp.compiler() is None, reason="no C++ compiler here: the plain way is all there is"
+)
+pytestmark = [pytest.mark.parity, needs_compiler]  # beside the library that people use
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -24,12 +28,15 @@ def fresh(monkeypatch):
     monkeypatch.setenv("MINILORA_COMPILE", "always")
 
 
+@pytest.fixture(scope="module")
+def built():
+    return cpp.build(compiled.SOURCE)
+
+
 @pytest.fixture
-def uncompiled(monkeypatch):
-    """The two passes as torch runs them by itself: the same arithmetic without the wait for the
-    compiler.
-    """
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+def once(monkeypatch, built):
+    """The passes without the wait for the compiler: it is called once for all tests."""
+    monkeypatch.setattr(cpp, "build", lambda source: built)
 
 
 def case(blocks, block, code, seed=0):
@@ -60,17 +67,17 @@ def check(given, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block", [2, 32, 64, 4096])
-def test_the_passes_have_the_bits_of_the_plain_way(uncompiled, dtype, block):
+def test_the_passes_have_the_bits_of_the_plain_way(once, dtype, block):
     for size, code in ((compiled.SMALLEST, "nf4"), (50021, "fp4")):
         check(case(-(-size // block), block, code), dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("g++") is None, reason="no g++ here: the plain way is all there is"
-)
+@pytest.mark.parametrize("capability", ["this processor", "any processor"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_compiled_they_have_them_too_for_any_number_of_blocks(dtype):
+def test_compiled_they_have_them_too_for_any_number_of_blocks(dtype, capability, monkeypatch):
+    if capability == "any processor":
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     for blocks, code in ((256, "nf4"), (257, "fp4"), (20011, "int4")):
         check(case(blocks, 64, code, seed=blocks), dtype)
     assert len(compiled.state.passes) == 1
@@ -78,7 +85,7 @@ def test_compiled_they_have_them_too_for_any_number_of_blocks(dtype):
 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_tensor_with_a_tail_decodes_the_same(uncompiled, monkeypatch, dtype, double):
+def test_a_tensor_with_a_tail_decodes_the_same(once, monkeypatch, dtype, double):
     x = torch.randn(333, 201, generator=torch.Generator().manual_seed(0)).to(dtype)
     q = quantize(x, double=double)
     fast, into = q.dequantize(), q.dequantize(out=torch.empty(x.shape, dtype=dtype))
@@ -96,7 +103,7 @@ def decoded(times=1, **more):
     return values
 
 
-def test_the_compiler_is_called_when_it_has_paid(uncompiled, monkeypatch):
+def test_the_compiler_is_called_when_it_has_paid(once, monkeypatch):
     monkeypatch.setattr(compiled, "PAYS_AFTER", 5 * 256 * 64)
     for wanted, after in (("never", None), ("auto", 6), ("always", 1)):
         compiled.forget()
@@ -105,7 +112,7 @@ def test_the_compiler_is_called_when_it_has_paid(uncompiled, monkeypatch):
         assert ready == [after is not None and call >= after for call in range(1, 9)]
 
 
-def test_what_does_not_suit_is_left_to_the_plain_way(uncompiled):
+def test_what_does_not_suit_is_left_to_the_plain_way(once):
     small, eight = quantize(torch.randn(100, 64)), quantize(torch.randn(256, 64), "int8")
     whole, odd = (
         quantize(torch.randn(256, 64), block="tensor"),
@@ -121,19 +128,23 @@ def broken(*arguments, **options):
     raise RuntimeError("no compiler")
 
 
-def wrong(packed, table, absmax, out):
-    out.copy_(table[packed.int()] * (absmax * 1.0000001)[:, None, None])
+class Wrong:
+    """A library whose numbers are one rounding off."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def decode_fp32(self, packed, levels, absmax, blocks, block, out, threads):
+        self.real.decode_fp32(packed, levels, absmax, blocks, block, out, threads)
+        bits = np.ctypeslib.as_array(
+            (ctypes.c_int32 * (blocks.value * block.value)).from_address(out.value)
+        )
+        bits[-1] ^= 1
 
 
-@pytest.mark.parametrize(
-    "where, name, what",
-    [(torch, "compile", broken), (compiled, "fp32_pass", wrong)],
-    ids=["no compiler", "a wrong pass"],
-)
-def test_without_a_compiler_or_with_a_wrong_one_the_plain_way_goes_on(
-    uncompiled, monkeypatch, where, name, what
-):
-    monkeypatch.setattr(where, name, what)
+@pytest.mark.parametrize("library", [lambda real: None, Wrong], ids=["no compiler", "a wrong pass"])
+def test_without_a_compiler_or_with_a_wrong_one_the_plain_way_goes_on(monkeypatch, built, library):
+    monkeypatch.setattr(cpp, "build", lambda source: library(built))
     tries = []
     monkeypatch.setattr(
         compiled, "_compile", lambda *a, real=compiled._compile: tries.append(a) or real(*a)
@@ -144,8 +155,31 @@ def test_without_a_compiler_or_with_a_wrong_one_the_plain_way_goes_on(
     assert torch.equal(values, decoded())
 
 
-def test_a_pass_that_fails_later_is_given_up(uncompiled, monkeypatch):
+def test_a_pass_that_fails_later_is_given_up(once, monkeypatch):
     expected = decoded()
     (key,) = compiled.state.passes
     compiled.state.passes[key] = broken
     assert torch.equal(decoded(2), expected) and compiled.state.passes == {key: None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("bits + 0x7FFF + (bits >> 16 & 1)", "bits + 0x8000"),
+        ("bits + 0x7FFF + (bits >> 16 & 1)", "bits"),
+        ("store(to + 2 * (j + i), first[i])", "store(to + 2 * (j + i), second[i])"),
+        ("decode(bytes + j, levels, absmax[b]", "decode(bytes + j, levels, absmax[0]"),
+    ],
+    ids=["ties up", "cut off", "halves swapped", "one scale for all"],
+)
+def test_a_fault_in_the_source_is_not_used(monkeypatch, tmp_path, dtype, old, new):
+    text = compiled.SOURCE.read_text()
+    assert old in text
+    (tmp_path / "decode.h").write_text(text.replace(old, new))
+    monkeypatch.setattr(compiled, "SOURCE", tmp_path / "decode.h")
+    decoded(dtype=dtype)
+    assert compiled.state.library is not None
+    seen = dtype == torch.bfloat16 or "bits +" not in old
+    assert [run is None for run in compiled.state.passes.values()] == [seen]

@@ -11,7 +11,7 @@ import torch
 from minilora.errors import MiniloraError
 from minilora.quantize import codebooks, kernels, quantize
 from minilora.quantize.kernels import compiled, cpu, plain, torch_ops
-from minilora.system import scratch
+from minilora.system import cpp, scratch
 
 # A new kernel is named here and in `kernels.choose`.
 KERNELS = {"cpu": cpu, "compiled": compiled, "torch_ops": torch_ops}
@@ -24,14 +24,21 @@ SIZES += tuple((64 * blocks + 63, 64) for blocks in (4, 5, 7, 8, 10, 11, 13, 14)
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
+@pytest.fixture(scope="module")
+def built():
+    return cpp.build(compiled.SOURCE)
+
+
 @pytest.fixture(params=KERNELS)
-def kernel(request, monkeypatch):
-    """Each kernel, cutting into small pieces; the compiled passes as torch runs them by itself."""
+def kernel(request, monkeypatch, built):
+    """Each kernel, cutting into small pieces; the compiler is called once."""
+    if request.param == "compiled" and built is None:
+        pytest.skip("no C++ compiler here")
     monkeypatch.setattr(torch_ops, "PIECE", 1000)
     monkeypatch.setattr(cpu, "PIECE", 1024)
     monkeypatch.setattr(compiled, "SMALLEST", 1)
     monkeypatch.setattr(compiled, "state", compiled.State())
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(cpp, "build", lambda source: built)
     monkeypatch.setenv("MINILORA_COMPILE", "always")
     return KERNELS[request.param]
 

@@ -3,12 +3,12 @@ paid.
 
 What it replaces: the AVX kernels in bitsandbytes' C++ library.
 How it works: NumPy's way (`cpu`) passes over each piece four times and needs the interpreter
-between passes, so a second thread gains nothing. The two functions below say the same in torch, and
-torch.compile makes of each a loop in C++ on all threads: look a byte's two levels up, multiply by
-the block's scale, write. The compiler takes some ten seconds, about the time in which NumPy decodes
-10¹⁰ numbers. So it is called after that many were decoded: a short run never waits for it, and a
-long one waits no longer than it has decoded already. MINILORA_COMPILE=always calls it at once,
-=never not at all. What this process has compiled stands in `state`; `forget` drops it.
+between passes, so a second thread gains nothing. `decode.h` says the same in C++: look a byte's two
+levels up, multiply by the block's scale, write, on all threads. The compiler takes a second, about
+the time in which NumPy decodes 10⁹ numbers. So it is called after that many were decoded: a short
+run never waits for it, and a long one waits no longer than it has decoded already.
+MINILORA_COMPILE=always calls it at once, =never not at all. What this process has compiled stands
+in `state`; `forget` drops it.
 What it leaves out: encoding, which happens once; codes of other widths, fp16, NumPy arrays, long
 blocks, small matrices: `supports` says so, and `cpu` does them, and everything where there is no
 C++ compiler or where the first result is not the plain one's, bit for bit.
@@ -17,14 +17,17 @@ Where numerics differ: nowhere. fp32 is rounded to bf16 in integers, half to eve
 
 from __future__ import annotations
 
-import os
+import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from ...system import cpp
 from ..codebooks import CodeBook
 from ..nested import Nested
 from ..numpy_or_torch import Array, is_torch, to_numpy
@@ -33,10 +36,11 @@ from .cpu import decode_scales as decode_scales
 from .cpu import encode as encode
 from .cpu import encode_scales as encode_scales
 
-PAYS_AFTER = 10**10  # numbers decoded the plain way
+SOURCE = Path(__file__).with_name("decode.h")
 
-# numbers; below, finding the compiled function costs more than it saves
-SMALLEST = cpu.WHOLE + 1
+PAYS_AFTER = 10**9  # numbers decoded the plain way
+
+SMALLEST = 1 << 15  # numbers; below, finding the compiled function costs more than it saves
 
 # the largest block of bitsandbytes; rows and whole tensors as blocks are too few to share among
 # threads
@@ -53,6 +57,9 @@ class State:
 
     # by block, type and number of threads; None: given up
     passes: dict[tuple, Callable | None] = field(default_factory=dict)
+
+    library: ctypes.CDLL | None = None
+    built: bool = False  # or tried in vain
 
     decoded: int = 0  # numbers left to the plain way that need not have been, up to PAYS_AFTER
 
@@ -71,30 +78,7 @@ def forget() -> None:
     """Drop every compiled loop, and count anew."""
     with _lock:
         state.passes.clear()
-        state.decoded = 0
-
-
-def fp32_pass(packed, table, absmax, out) -> None:
-    """bytes (n, block/2), table (256, 2): the levels of a byte's halves, absmax (n,) -> out (n,
-    block/2, 2) fp32.
-    """
-    out.copy_(table[packed.int()] * absmax[:, None, None])
-
-
-def bf16_pass(packed, table, absmax, out) -> None:
-    """The same in bf16. table (2, 256); out (n, block/2) int32, two numbers each, the first in the
-    lower half as in memory.
-    """
-    import torch
-
-    # the bits of fp32, so moved that their upper half is rounded to nearest, ties to even
-    def rounded(value):
-        bits = value.view(torch.int32)
-        return bits + 0x7FFF + (bits >> 16 & 1)
-
-    byte, scale = packed.int(), absmax[:, None]
-    first, second = rounded(table[0][byte] * scale), rounded(table[1][byte] * scale)
-    out.copy_(first >> 16 & 0xFFFF | second & -0x10000)
+        state.library, state.built, state.decoded = None, False, 0
 
 
 def supports(book: CodeBook, block: int, out: Array) -> bool:
@@ -111,14 +95,10 @@ def supports(book: CodeBook, block: int, out: Array) -> bool:
     torch = sys.modules["torch"]
     return (
         out.dtype in (torch.float32, torch.bfloat16)
-        and out.storage_offset() % 2 == 0  # two numbers of bf16 are written as one integer
+        and out.storage_offset() % 2 == 0
         and not torch.compiler.is_compiling()
-        and _wanted() != "never"
+        and cpp.wanted() != "never"
     )
-
-
-def _wanted() -> str:
-    return os.environ.get("MINILORA_COMPILE", "auto")
 
 
 def decode(
@@ -133,8 +113,8 @@ def decode(
     run = _pass(book, key, out.numel())
     if run is not None:
         try:
-            run(*_arguments(stored[: body // 2], scales[: body // block], book, block, flat[:body]))
-        except Exception:  # whatever the compiler stumbles over, the plain way does not
+            run(stored[: body // 2], scales[: body // block], book, block, flat[:body])
+        except Exception:  # whatever it stumbles over, the plain way does not
             run = None
             state.keep(key, None)
     done = 0 if run is None else body
@@ -155,58 +135,40 @@ def _pass(book: CodeBook, key: tuple, size: int) -> Callable | None:
 def _due(size: int) -> bool:
     """Whether it is time to call the compiler; counts what is decoded until then."""
     state.decoded = min(state.decoded + size, PAYS_AFTER + 1)
-    return _wanted() == "always" or state.decoded > PAYS_AFTER
-
-
-def _arguments(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, out) -> tuple:
-    """What `fp32_pass` and `bf16_pass` take, without a copy but of the small table."""
-    import torch
-
-    table = torch.from_numpy(book.pairs.view(np.float32).reshape(256, 2))
-    shape = (-1, block // 2, 2) if out.dtype == torch.float32 else (-1, block // 2)
-    if out.dtype != torch.float32:
-        table, out = table.T.contiguous(), out.view(torch.int32)
-    return (
-        torch.from_numpy(packed).view(-1, block // 2),
-        table,
-        torch.from_numpy(absmax),
-        out.view(shape),
-    )
+    return cpp.wanted() == "always" or state.decoded > PAYS_AFTER
 
 
 def _compile(book: CodeBook, block: int, dtype, threads: int) -> Callable | None:
     """The compiled pass for any number of blocks, tried on random bytes; None if it cannot be had
     or is not exact.
+
+    run(packed (bytes,), absmax (blocks,), book, block, out (numbers,)).
     """
-    try:
-        import torch
+    import torch
 
-        loop = torch.compile(
-            fp32_pass if dtype == torch.float32 else bf16_pass,
-            fullgraph=True,
-            options={"cpp.simdlen": 1},
-        )
-
-        def run(*arguments) -> None:
-            with torch.no_grad():
-                loop(*arguments)
-
-        dice, blocks = np.random.default_rng(0), max(64, PROBE // block)
-        packed = dice.integers(0, 256, blocks * block // 2, dtype=np.uint8)
-        absmax = dice.standard_normal(blocks, dtype=np.float32)
-        absmax.view(np.int32)[::2] &= -0x10000
-        # halfway between two numbers of bf16, and so is what a level of 1 decodes to
-        absmax.view(np.int32)[::2] |= 0x8000
-        expected, out = (
-            np.empty(blocks * block, np.float32),
-            torch.empty(blocks * block, dtype=dtype),
-        )
-        cpu.decode(packed, absmax, None, book, block, expected)
-        arguments = _arguments(packed, absmax, book, block, out)
-        for each in (arguments[0], arguments[2], arguments[3]):
-            torch._dynamo.mark_dynamic(each, 0)
-        run(*arguments)
-        return run if torch.equal(out, torch.from_numpy(expected).to(dtype)) else None
-    except Exception:
-        # no compiler, a torch that cannot, a full disk: the plain way needs none of it
+    if not state.built:
+        state.built, state.library = True, cpp.build(SOURCE)
+    if state.library is None:
         return None
+    function = state.library.decode_fp32 if dtype == torch.float32 else state.library.decode_bf16
+
+    def run(packed: np.ndarray, absmax: np.ndarray, book: CodeBook, block: int, out) -> None:
+        levels = book.pairs.view(np.float32)[1:32:2].copy()  # of bytes 0 … 15 the lower halves
+        stored, scales = np.ascontiguousarray(packed), np.ascontiguousarray(absmax)
+        addresses = (c_void_p(each.ctypes.data) for each in (stored, levels, scales))
+        sizes = c_int64(scales.size), c_int64(block)
+        function(*addresses, *sizes, c_void_p(out.data_ptr()), c_int64(threads))
+
+    dice, blocks = np.random.default_rng(0), max(64, PROBE // block)
+    packed = dice.integers(0, 256, blocks * block // 2, dtype=np.uint8)
+    absmax = dice.standard_normal(blocks, dtype=np.float32)
+    absmax.view(np.int32)[::2] &= -0x10000
+    # halfway between two numbers of bf16, and so is what a level of 1 decodes to
+    absmax.view(np.int32)[::2] |= 0x8000
+    expected, out = (
+        np.empty(blocks * block, np.float32),
+        torch.empty(blocks * block, dtype=dtype),
+    )
+    cpu.decode(packed, absmax, None, book, block, expected)
+    run(packed, absmax, book, block, out)
+    return run if torch.equal(out, torch.from_numpy(expected).to(dtype)) else None
