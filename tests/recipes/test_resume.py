@@ -94,7 +94,10 @@ def assert_same(out, alone):
 
 
 def killed_then_resumed(world, out, alone, fatal):
-    assert finish(work, command(world, out, resume=False), fatal) == -signal.SIGKILL
+    code = finish(work, command(world, out, resume=False), fatal)
+    if code == 0 and fatal > 0.95 * alone[2]:  # some runs have fewer operations than others
+        return assert_same(out, alone)
+    assert code == -signal.SIGKILL
     assert finish(work, command(world, out)) == 0
     assert_same(out, alone)
 
