@@ -19,6 +19,15 @@ def faults_are_raised():
     main.debugging = True
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, and lessons: of two workers that take a file each, one would
+    else end with the longest, alone.
+    """
+    long = {each.path for each in items if each.get_closest_marker("slow")}
+    long |= {each.path for each in items if each.path.suffix == ".ipynb"}
+    items.sort(key=lambda each: each.path not in long)
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}{{ eos_token }}"

@@ -76,6 +76,7 @@ def measured(tmp_path_factory):
     return folder / "gpu-cpu-tiny.json"
 
 
+@pytest.mark.slow
 def test_the_file_says_on_what_when_and_with_what_it_was_measured(measured):
     found = json.loads(measured.read_text())
     assert (
@@ -98,6 +99,7 @@ def test_the_file_says_on_what_when_and_with_what_it_was_measured(measured):
         )
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_beside_the_libraries_from_the_same_numbers(measured):
     record = json.loads(measured.read_text())["parts"]["a1"]
     assert set(record["contenders"]) == {"ours", "theirs", "theirs under autocast"}
@@ -194,6 +196,7 @@ def test_a_process_that_takes_too_long_is_recorded():
     assert gpu.lines(record)[-1].startswith("killed in")
 
 
+@pytest.mark.slow
 def test_without_bitsandbytes_ours_is_measured_and_the_peer_recorded_as_not_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     record = parts.speed(TINY["a3"], options())
@@ -236,6 +239,7 @@ def test_the_base_is_the_same_through_the_operations_of_a_gpu(monkeypatch):
     assert losses() == by_processor
 
 
+@pytest.mark.slow
 def test_the_counter_sees_what_the_ledger_sees_and_holds_to_its_cap():
     setup = make(
         SMALL,

@@ -11,6 +11,7 @@ from benchmarks.tasks import peers_train
 from tools import readme
 
 
+@pytest.mark.slow
 def test_both_take_the_same_steps_in_turn_and_memory_is_counted(monkeypatch):
     for library in ("transformers", "peft", "bitsandbytes"):
         pytest.importorskip(library)

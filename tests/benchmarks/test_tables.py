@@ -10,6 +10,7 @@ from tools import readme
 from tools.project import ROOT
 
 
+@pytest.mark.slow
 def test_quick_measures_every_section_and_writes_nothing():
     for library in ("transformers", "peft", "bitsandbytes"):
         pytest.importorskip(library)

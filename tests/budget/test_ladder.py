@@ -10,6 +10,7 @@ from minilora.budget.measure import ladder
 SHORT = 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ladder.RUNGS if name != "frozen"])
 def test_every_rung_takes_what_the_closed_forms_say(name):
     found = ladder.measured(name, seq=SHORT)

@@ -67,6 +67,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, precision, library, checkpointing, settings", EVERY)
 def test_fake_and_real_tensors_give_the_same_ledger(
     monkeypatch, method, precision, library, checkpointing, settings
@@ -119,6 +120,7 @@ def test_everything_of_a_step_is_freed_but_what_the_optimizer_remembers():
     assert line[ends[-1] - 1] - line[ends[-2] - 1] <= 8
 
 
+@pytest.mark.slow
 def test_checkpointing_and_four_bits_save_memory_and_foreach_costs_the_trained_parameters():
     wide = dict(seq=128, rank=4)
     plain, recomputed = (

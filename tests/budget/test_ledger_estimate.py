@@ -33,6 +33,7 @@ def rows():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -139,6 +140,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_script_for_a_gpu_runs_in_small_on_a_processor_and_writes_nothing():
     before = file.RESULTS.read_bytes()
     done = run("--gpu", "cpu")

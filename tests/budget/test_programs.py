@@ -267,6 +267,7 @@ def share_wide_inputs(model):
         layer.forward = types.MethodType(forward, layer)
 
 
+@pytest.mark.slow
 def test_how_many_vectors_a_lora_path_keeps_over_four_bits():
     """7B, rank 8 on queries and values, 512 tokens: 5.97 GiB fused. One fp32 copy of x for both
     adapters is one vector more in each layer, 6.09 GiB (another rehearsal had 6.10); a copy for

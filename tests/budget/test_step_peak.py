@@ -63,6 +63,7 @@ def test_the_peak_on_paper_is_the_ledgers(seed, method, precision):
     assert estimate(setup).peak_allocated == pytest.approx(found.peak, rel=0.01), setup
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["transformers", "minilora"])
 @pytest.mark.parametrize("method, precision", [WAYS[0], WAYS[3], WAYS[6]])
 @pytest.mark.parametrize("kind", [{"qkv_bias": True}, {"qk_norm": True, "head_dim": 128}], ids=str)

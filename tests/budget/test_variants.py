@@ -27,6 +27,7 @@ def peak(setup, variant, dropout, monkeypatch):
         return ledger.watch_steps(fake_run.build(plan), plan, 1).peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant, dropout", [("lora", 0.1), ("dora", 0.0), ("dora", 0.1)])
 @pytest.mark.parametrize(
     "method, precision, checkpointing, targets",

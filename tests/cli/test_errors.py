@@ -258,6 +258,7 @@ def start(argv, **more):
     )
 
 
+@pytest.mark.slow
 def test_as_a_process_too(world):
     process = start(
         [
@@ -290,6 +291,7 @@ FULL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank, states", FULL.values(), ids=FULL)
 def test_a_full_disk_leaves_the_last_good_state(world, rank, states):
     argv = ["finetune", "--model", world["tiny"], "--data", world["data"], "--out", world["out"]]
@@ -327,6 +329,7 @@ def test_a_full_disk_leaves_the_last_good_state(world, rank, states):
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 361))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_answers_to_a_full_device(world):
     with open("/dev/full", "w") as full:
@@ -348,6 +351,7 @@ def test_answers_to_a_full_device(world):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_names_resume(world):
     argv = [
         "finetune",

@@ -269,6 +269,7 @@ def screen(written: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_the_last_lines_of_a_run_stay_on_a_terminal(tiny_folder, data, tmp_path):
     import fcntl

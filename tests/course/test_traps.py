@@ -61,6 +61,7 @@ def cut_off(folder):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plant, message",
     [

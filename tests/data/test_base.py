@@ -41,6 +41,7 @@ def test_it_is_small_and_every_linear_fits_blocks_of_64(model):
     assert 2000 <= config.vocab_size <= 4096
 
 
+@pytest.mark.slow
 def test_it_looks_up_what_stands_in_its_context(model, raw_tokenizer):
     """Ten families, fewer documents than the card's table; the card's look-up share must not be
     better than the truth.
@@ -61,6 +62,7 @@ def test_the_card_says_what_was_run():
     assert (BASE / "training.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_the_one_that_the_corpus_gives(raw_tokenizer):
     made = pretrain.corpus().tokens.train_tokenizer(raw_tokenizer.get_vocab_size())
     assert made.get_vocab() == raw_tokenizer.get_vocab()
@@ -114,6 +116,7 @@ def trained_tokens(raw_tokenizer):
 UNREAD = {"mood": {"Ġgrow", "Ġche", "Ġtre", "Ġsho", "Ġno", "Ġgood"}, "sums": {"terday", "Ġne"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["extract", "mood", "style", "sums"])
 def test_every_token_of_an_answer_was_trained(task, raw_tokenizer, trained_tokens):
     """Under LoRA embedding and head are frozen: what the base never wrote, no adapter can make it

@@ -66,6 +66,7 @@ def test_the_stub_waits_and_the_solution_passes(path, stub, check, solution, set
     assert verdict.state == "done", verdict.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", KNOWN, ids=lambda task: task.id)
 def test_wrong_answers_are_called_by_their_names(task):
     assert len(task.wrong) >= 3 and len({wrong.name for wrong in task.wrong}) == len(task.wrong)

@@ -110,6 +110,7 @@ def wait_for_lines(path, number):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_kernel_and_an_interrupted_cell(kernel, tiny_folder, tmp_path):
     begin = BEGIN.format(model=str(tiny_folder))
     first = kernel()

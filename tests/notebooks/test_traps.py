@@ -125,6 +125,7 @@ def bench():
     return names_for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAPS)
 def test_it_fails_as_told_and_is_caught(lesson, bench, monkeypatch, name):
     names = bench(lesson)

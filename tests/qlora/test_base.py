@@ -95,6 +95,7 @@ def fetch_onto_a_small_disk(port, disk, room):
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a mount")
 def test_a_disk_that_fills_on_the_way(hub, tmp_path):
     disk = tmp_path / "disk"

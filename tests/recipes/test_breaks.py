@@ -90,6 +90,7 @@ def press_ctrl_c(argv, step):
     return main(argv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ctrl_c(tiny_folder, data, tmp_path, backend):
     """Dropout and fp16's loss scale go on with the rest."""
@@ -118,6 +119,7 @@ def with_room(argv, room):
     return main(argv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_memory_for_one_step(tiny_folder, data, tmp_path, backend):
     """The step with the long rows does not fit: the line names it, and what it advises goes on in
@@ -148,6 +150,7 @@ def test_no_memory_for_one_step(tiny_folder, data, tmp_path, backend):
     assert_same_end(out, whole)  # to the bit: checkpointing changes no number
 
 
+@pytest.mark.slow
 def test_what_may_change_on_resume_is_said(capsys, tiny_folder, data, tmp_path):
     assert finish(main, command(tiny_folder, data, tmp_path / "run", "minilora", "--steps", 1)) == 0
     assert main(again(tmp_path / "run", "--batch", 32)) == 2
@@ -222,6 +225,7 @@ class Greedy(torch.autograd.Function):
         return torch.empty(1 << 46)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step, done", [(2, 0), (7, 6)])
 def test_in_one_process_the_model_goes_on(tiny_folder, rows, tmp_path, step, done):
     """As in a notebook, whose model stays: half a step's gradients, weights that have moved and
@@ -317,6 +321,7 @@ def on_a_small_disk(argv, room, out, result):
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_full_disk(tiny_folder, data, tmp_path, backend):
     """The first states fit, a later one does not; with more room the run goes on to the same

@@ -61,6 +61,7 @@ def places(model):
     return {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, capability",
     [("qlora", (9, 0)), ("lora", (9, 0)), ("int8", (9, 0)), ("qlora", (7, 5)), ("full", (7, 5))],

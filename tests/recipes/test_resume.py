@@ -102,6 +102,7 @@ def killed_then_resumed(world, out, alone, fatal):
     assert_same(out, alone)
 
 
+@pytest.mark.slow
 def test_killed_at_file_operations(world, alone, tmp_path):
     """Each a moment in which something is half-done: a fixed sample of them here, many more in the
     slow test.
@@ -119,6 +120,7 @@ def test_killed_all_the_way_along(world, alone, tmp_path):
         killed_then_resumed(world, tmp_path / str(fatal) / "run", alone, fatal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["minilora"], indirect=True)
 def test_killed_twenty_times_at_random_moments(world, alone, tmp_path):
     """One run is killed and resumed again and again; when it gets to its end it must be the same,

@@ -54,6 +54,7 @@ def loss_as_read(model, adapter, data):
     return evaluate_loss(model, encode_rows(read_split(data, "valid"), tokenizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, init, variant", STARTS)
 def test_a_run_is_read_as_it_ended(tiny_folder, data, tmp_path, method, init, variant):
     out, merged = tmp_path / "run", tmp_path / "merged"

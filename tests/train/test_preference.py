@@ -93,6 +93,7 @@ def _hidden_copy(kept):
     return reference_logprobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["dpo", "policy"])
 @pytest.mark.parametrize("reference", ["the silenced model", "a kept copy", "a passing copy"])
 def test_while_it_trains_a_second_copy_cannot_hide(tokenizer, rows, monkeypatch, fit, reference):
