@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..errors import Interrupted, MiniloraError
 from ..recipes import finetune
 from ..recipes.settings import Settings, settle
-from ..system import heap
 from ..train.config import declared
 from . import options
 
@@ -61,7 +60,6 @@ def run(args) -> int:
         raise MiniloraError(
             "--resume goes on with a run and --overwrite begins it anew; leave one of them out"
         )
-    heap.without_holes()
     try:
         if args.resume:
             result = finetune.resume(args.out, typed)

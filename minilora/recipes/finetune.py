@@ -178,7 +178,7 @@ def _train(
     tokenizer = Tokenizer.from_pretrained(source)
     rows, valid = read_rows(settings, tokenizer, load.positions(source), say)
     memory_warning.warn(counted(settings, source), source, device, rows)
-    foreseen = memory_told.foresee(counted(settings, source), source, device, rows)
+    foreseen = memory_told.foresee(counted(settings, source), source, device, rows, say)
     with named(
         f"while {settings.model} was loaded for --method {settings.method}",
         memory_warning.WHEN_LOADING,

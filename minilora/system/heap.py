@@ -6,8 +6,10 @@ How it works: glibc cuts blocks below 32 MB out of one heap, and gives only the 
 itself. What is free in the middle stays the process's, used again or not. `malloc_trim` hands the
 pages of all free blocks back. It changes no number; pages that are wanted again cost a page fault
 each, so it is called where much was freed for good, not in each step.
-A process that trains can do better than clean up: `without_holes` has it ask the system for each
-block of a MiB and more by itself, so that what is let go goes back at once and no holes come about.
+A process that is short of memory can do better than clean up: `without_holes` has it ask the system
+for each block of a MiB and more by itself, so that what is let go goes back at once and no holes
+come about. Each such block costs page faults: a step of SmolLM2-135M took a third longer and a
+sixth less memory.
 What it leaves out: other C libraries, which have other habits.
 """
 

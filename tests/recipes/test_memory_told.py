@@ -5,6 +5,7 @@ import pytest
 from minilora.recipes import memory_told
 from minilora.recipes.memory_told import Foreseen, foresee, learned_at_most, longest_row
 from minilora.recipes.settings import Settings
+from minilora.system import heap
 from minilora.system.files import data_folder
 from minilora.text.rows import IGNORE
 
@@ -51,3 +52,22 @@ def test_measured_stands_beside_predicted_unless_the_process_held_more_before(mo
 @pytest.mark.parametrize("predicted, error", [(1.9e9, "-5 %"), (2.2e9, "+10 %")])
 def test_the_line_tells_the_error(predicted, error):
     assert error in memory_told.line({"predicted": predicted, "measured": 2e9})
+
+
+@pytest.mark.parametrize(
+    "before, free, short",
+    [(None, 2.6e9, True), (None, 2.8e9, False), (4e8, 2.2e9, True), (4e8, 2.4e9, False)],
+)
+def test_holes_are_avoided_only_where_they_may_not_fit(monkeypatch, before, free, short):
+    told, asked = [], []
+    monkeypatch.setattr(heap, "without_holes", lambda: asked.append(1) or True)
+    memory_told.avoid_holes(Foreseen(before, 2e9), free, told.append)
+    assert (asked, len(told)) == (([1], 1) if short else ([], 0))
+
+
+def test_where_the_heap_cannot_be_told_or_nothing_is_known_nothing_is_said(monkeypatch):
+    told = []
+    monkeypatch.setattr(heap, "without_holes", lambda: False)
+    for predicted, free in ((2e9, 1e9), (None, 1e9), (2e9, None)):
+        memory_told.avoid_holes(Foreseen(None, predicted), free, told.append)
+    assert not told
