@@ -21,6 +21,7 @@ from .widget import Explorer, Slider
 CODES = ("fp32", "bf16", "llm.int8", "int8", "nf4", "fp4", "int4", "int3", "int2")
 NAMES = {"llm.int8": "LLM.int8()", "nf4": "NF4", "fp4": "FP4"}
 BEFORE, AFTER = "as quantized", "after a short QLoRA"
+TOP = 6.0  # nats; a longer bar is cut there, or a few hundredths could not be seen beside it
 WEIGHTS = 106_168_320  # of the linear layers of SmolLM2-135M
 
 
@@ -55,7 +56,6 @@ def compute(code: str, when: str) -> dict:
         "untrained": known[BEFORE],
         "fp32": known[when]["fp32"],
         "bits": bits(),
-        "most": max(max(each.values()) for each in known.values()),
     }
 
 
@@ -76,20 +76,21 @@ def _told(found: dict) -> str:
 
 def render(found: dict) -> tuple[str, str]:
     left, room, parts = 120, 330, []
+    place = left + room * found["fp32"] / TOP
     for row, code in enumerate(CODES):
         y, loss, chosen = 6 + 26 * row, found["losses"][code], code == found["code"]
         weight = "bold" if chosen else "normal"
         label = ("▸ " if chosen else "") + NAMES.get(code, code)
         parts.append(svg.text(left - 8, y + 14, label, "end", font_weight=weight))
-        long = room * (loss or 0) / found["most"]
+        long = room * min(loss or found["fp32"], TOP) / TOP
         if loss is not None:
             colour = palette.hue(1 if chosen else 0)
             parts.append(
                 f'<rect x="{left}" y="{y}" width="{long:.1f}" height="18" fill="{colour}"/>'
             )
         words = "not trained" if loss is None else f"{loss:.3f}  ({found['bits'][code]:.3g} bits)"
+        words = f"… {words}" if loss and loss > TOP else words
         parts.append(svg.text(left + long + 6, y + 14, words, font_weight=weight))
-    place = left + room * found["fp32"] / found["most"]
     end = 6 + 26 * len(CODES)
     parts.append(
         f'<path d="M{place:.1f} 2V{end}" fill="none" stroke="currentColor" stroke-dasharray="3 3"/>'
