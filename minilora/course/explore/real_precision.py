@@ -1,4 +1,4 @@
-"""Lessons 05 and 10: what each precision costs a real model on real text, and what a short QLoRA
+"""Lesson 05: what each precision costs a real model on real text, and what a short QLoRA
 wins back.
 
 What it replaces: quantizing and scoring 135 million weights at each move of a slider.
