@@ -34,3 +34,12 @@ class MiniloraWarning(UserWarning):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a line that says how to go on."""
+
+
+def printed(text: object, limit: int = 200) -> str:
+    """A stranger's text for an error's line: no control characters, which could write anywhere on a
+    terminal, and cut where it is long.
+    """
+    line = "".join(each if each.isprintable() else " " for each in str(text))
+    line = " ".join(line.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -20,7 +20,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ..errors import Interrupted, MiniloraError, MiniloraWarning
+from ..errors import Interrupted, MiniloraError, MiniloraWarning, printed
 from ..system import memory
 
 COMMANDS = {
@@ -86,7 +86,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _one_line(message: str) -> str:
-    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    line = printed(message.encode("utf-8", "backslashreplace").decode(), limit=sys.maxsize)
     line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
     return f"minilora: {line}"
 

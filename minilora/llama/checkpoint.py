@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import MiniloraError
+from ..errors import MiniloraError, printed
 from ..quantize.bnb_format import quantized_names
 from ..system.files import atomic_folder
 from ..system.json_files import read_json
@@ -39,7 +39,6 @@ from .weight_files import (
     Stored,
     list_tensors,
     model_folder,
-    printed,
     unreadable,
     weight_files,
 )

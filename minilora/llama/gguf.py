@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import MiniloraError
+from ..errors import MiniloraError, printed
 from ..system.gguf_reader import AGAIN, Entry, Header, read_header
 from ..system.gguf_words import CONTROL, KNOWN_ENDS, SPM_IDS
 from ..system.json_files import shown
@@ -309,7 +309,7 @@ def _require_same(header: Header, expected: dict[str, tuple[int, ...]]) -> None:
 
 
 def _few(names: list[str]) -> str:
-    return names[0][:80] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return printed(names[0], 80) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _read(header: Header, entry: Entry) -> Tensor:

@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import MiniloraError
+from ..errors import MiniloraError, printed
 from ..system.json_files import read_json
 from ..system.memory import full
 from .config import AGAIN
@@ -133,13 +133,6 @@ def _other_weights(folder: Path) -> str:
             if Path(name).match(pattern):
                 return f"{hint}, only {printed(name)}, which is {told}"
     return f"{hint}; {AGAIN}, with its weights"
-
-
-def printed(text: object, limit: int = 200) -> str:
-    """A stranger's text for an error's line: no control characters, and cut where it is long."""
-    line = "".join(each if each.isprintable() else " " for each in str(text))
-    line = " ".join(line.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def own_name(key: str) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..errors import MiniloraError
+from ..errors import MiniloraError, printed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ class Header:
                     here = min(step, count - start)
                     data = bytearray(here * width)
                     if file.readinto(data) < len(data):
-                        raise _damaged(self.path, f"it ends within the tensor {name}")
+                        raise _damaged(self.path, f"it ends within the tensor {name[:80]!r}")
                     packed = np.frombuffer(data, np.uint8).reshape(here, width)
                     with np.errstate(all="ignore"):  # a damaged scale is found by who reads it
                         yield library().quants.dequantize(packed, kind).reshape(here, columns)
@@ -193,7 +193,7 @@ class _Walk:
             key = self._text("the name of an entry")
             if key in found:
                 raise _damaged(self.path, f"it has two entries {key[:80]!r}")
-            found[key] = self._value(self._one("I"), key)
+            found[key] = self._value(self._one("I"), printed(key, 80))
         return found
 
     def _value(self, kind: int, key: str) -> Any:
@@ -202,15 +202,15 @@ class _Walk:
         if kind == TEXT:
             return self._text(key)
         if kind != LIST:
-            raise _damaged(self.path, f"{key[:80]} has the unknown type {kind}")
+            raise _damaged(self.path, f"{key} has the unknown type {kind}")
         kind, count = self._one("I"), self._one("Q")
         if kind == TEXT:
-            self._bound(count, MOST_ELEMENTS, 8, f"elements of {key[:80]}")
+            self._bound(count, MOST_ELEMENTS, 8, f"elements of {key}")
             return [self._text(key) for _ in range(count)]
         if kind not in SCALARS:
-            raise _damaged(self.path, f"{key[:80]} is a list of the unknown type {kind}")
+            raise _damaged(self.path, f"{key} is a list of the unknown type {kind}")
         width = struct.calcsize("<" + SCALARS[kind])
-        self._bound(count, MOST_ELEMENTS, width, f"elements of {key[:80]}")
+        self._bound(count, MOST_ELEMENTS, width, f"elements of {key}")
         return list(struct.unpack(f"<{count}{SCALARS[kind]}", self._bytes(count * width)))
 
     def _require_whole(self, fields: dict[str, Any]) -> None:
@@ -308,11 +308,11 @@ class _Walk:
 
     def _text(self, what: str) -> str:
         count = self._one("Q")
-        self._bound(count, MOST_TEXT, 1, f"bytes of {what[:80]}")
+        self._bound(count, MOST_TEXT, 1, f"bytes of {what}")
         try:
             return self._bytes(count).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _damaged(self.path, f"{what[:80]} is no UTF-8 text") from error
+            raise _damaged(self.path, f"{what} is no UTF-8 text") from error
 
     def _bound(self, count: int, most: int, least: int, what: str) -> None:
         """Raise MiniloraError for a number that the file cannot hold, `least` bytes for each."""

@@ -204,3 +204,9 @@ def test_a_split_of_one_file_is_none(capsys, tmp_path):
     argv = ["evaluate", "--data", str(tmp_path / "rows.jsonl"), "--split", "valid"]
     assert main.main(argv) == 2
     assert "--split valid says nothing for the one file" in capsys.readouterr().err
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(capsys):
+    assert main.main(["generate", "--model", "no\x1b[2Jsuch\nfolder\x07/x", "--prompt", "x"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.strip().isprintable() and "such" in told

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import add_tensor, finish, gguf
 
@@ -93,6 +93,7 @@ def test_a_file_that_is_cut_short_anywhere(tmp_path_factory, share):
 
 
 @settings(max_examples=300)
+@example([(0.13210282869713355, 93)])  # a length grows, and a name swallows the lines behind it
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changed_bytes_end_in_one_line_or_in_a_file_that_reads(tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("changed")
@@ -104,7 +105,7 @@ def test_changed_bytes_end_in_one_line_or_in_a_file_that_reads(tmp_path_factory,
     try:
         header = read_header(changed)
     except MiniloraError as error:
-        assert "\n" not in str(error)
+        assert str(error).isprintable()
     else:
         for name, entry in header.tensors.items():
             made = np.concatenate([*header.rows(name)])
