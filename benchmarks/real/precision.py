@@ -23,9 +23,9 @@ import json
 
 from benchmarks.kit import machine, points
 from benchmarks.real import model
+from minilora.course.explore.real_precision import CODES
 
 RESULTS = machine.RESULTS / "real-precision.json"
-CODES = ("fp32", "bf16", "llm.int8", "int8", "nf4", "fp4", "int4", "int3", "int2")
 WON = ("int3", "nf4", "fp32")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 TRIED = {"code": "int3", "steps": 15, "seed": 1}  # the rate found there is taken for all

@@ -177,8 +177,7 @@ def _train(
     device = pick_device(settings.device)
     tokenizer = Tokenizer.from_pretrained(source)
     rows, valid = read_rows(settings, tokenizer, load.positions(source), say)
-    memory_warning.warn(counted(settings, source), source, device, rows)
-    foreseen = memory_told.foresee(counted(settings, source), source, device, rows, say)
+    foreseen = _look_ahead(settings, source, device, rows, say)
     with named(
         f"while {settings.model} was loaded for --method {settings.method}",
         memory_warning.WHEN_LOADING,
@@ -226,6 +225,21 @@ def _train(
     }
     folder.write_about()
     return Result(folder.path, weights, history, trainable, total, seconds, memory)
+
+
+def _look_ahead(
+    settings: Settings, source: Path, device: str, rows: list, say: Say
+) -> memory_told.Foreseen:
+    """Count the run before its model is loaded: warn of what will not fit, and give up time for
+    memory where it hardly will.
+    """
+    from ..system.memory import available
+
+    run = counted(settings, source)
+    memory_warning.warn(run, source, device, rows)
+    foreseen = memory_told.foresee(run, source, device, rows)
+    memory_told.avoid_holes(foreseen, available(device), say)
+    return foreseen
 
 
 def _write(model, settings: Settings, source: Path, folder: RunFolder) -> Path:

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..system import heap
-from ..system.memory import available, most_held
+from ..system.memory import most_held
 from .settings import Settings
-
-Say = Callable[[str], None]
 
 # a process with holes in its heap, to one without: at the most 1.31 where it was measured
 HOLES = 1.35
@@ -39,7 +37,7 @@ class Foreseen:
         return {"predicted": self.predicted, "measured": measured}
 
 
-def avoid_holes(foreseen: Foreseen, free: int | None, say: Say) -> None:
+def avoid_holes(foreseen: Foreseen, free: int | None, say: Callable[[str], None]) -> None:
     """Give up time for memory where the heap's holes may not fit. free: bytes, or None where the
     system does not tell.
     """
@@ -70,11 +68,9 @@ def learned_at_most(settings: Settings, rows: Sequence) -> int:
     return settings.batch * each
 
 
-def foresee(
-    settings: Settings, folder: Path, device: str, rows: Sequence, say: Say = print
-) -> Foreseen:
-    """Count the run before its model is loaded, and avoid holes where memory is short. What cannot
-    be counted is no reason not to train: then nothing is told.
+def foresee(settings: Settings, folder: Path, device: str, rows: Sequence) -> Foreseen:
+    """Count the run before its model is loaded. What cannot be counted is no reason not to train:
+    then nothing is told.
     """
     if device.startswith("cuda"):
         return Foreseen(None, None)
@@ -92,9 +88,7 @@ def foresee(
         predicted = process(told, margin(told.setup, *(added(settings) or ()))).peak
     except Exception:  # as in `memory_warning.warn`
         return Foreseen(None, None)
-    foreseen = Foreseen(most_held(), predicted)
-    avoid_holes(foreseen, available(device), say)
-    return foreseen
+    return Foreseen(most_held(), predicted)
 
 
 def line(memory: dict[str, int]) -> str:

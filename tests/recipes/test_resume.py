@@ -104,9 +104,7 @@ def killed_then_resumed(world, out, alone, fatal):
 
 @pytest.mark.slow
 def test_killed_at_file_operations(world, alone, tmp_path):
-    """Each a moment in which something is half-done: a fixed sample of them here, many more in the
-    slow test.
-    """
+    """Each a moment in which something is half-done: a fixed sample of them; many more below."""
     for fatal in random.Random(1).sample(range(1, alone[2] + 1), 3 if world[2] else 6):
         killed_then_resumed(world, tmp_path / str(fatal) / "run", alone, fatal)
 

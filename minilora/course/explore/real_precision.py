@@ -26,13 +26,17 @@ WEIGHTS = 106_168_320  # of the linear layers of SmolLM2-135M
 
 
 @functools.cache
+def points() -> list[dict]:
+    """What the benchmark wrote. Raises MiniloraError where it is missing."""
+    command = "benchmarks.real.precision"
+    return stored("real-precision.json", "losses", command, "20 minutes")["points"]
+
+
+@functools.cache
 def losses() -> dict[str, dict[str, float]]:
-    """BEFORE or AFTER → code → loss on the text in nats a token, as far as measured. Raises
-    MiniloraError where the table is missing.
-    """
-    table = stored("real-precision.json", "losses", "benchmarks.real.precision", "20 minutes")
+    """BEFORE or AFTER → code → loss on the text in nats a token, as far as measured."""
     found: dict[str, dict[str, float]] = {BEFORE: {}, AFTER: {}}
-    for point in table["points"]:
+    for point in points():
         kind = point["key"].partition("/")[0]
         if kind in ("loss", "won"):
             found[BEFORE if kind == "loss" else AFTER][point["code"]] = point["text_loss"]
@@ -42,8 +46,7 @@ def losses() -> dict[str, dict[str, float]]:
 @functools.cache
 def bits() -> dict[str, float]:
     """code → bits stored for each weight, scales included."""
-    table = stored("real-precision.json", "losses", "benchmarks.real.precision", "20 minutes")
-    return {point["code"]: point["bits"] for point in table["points"]}
+    return {point["code"]: point["bits"] for point in points()}
 
 
 def compute(code: str, when: str) -> dict:
