@@ -2,6 +2,7 @@
 where it is asked for.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -206,7 +207,10 @@ def test_a_split_of_one_file_is_none(capsys, tmp_path):
     assert "--split valid says nothing for the one file" in capsys.readouterr().err
 
 
-def test_no_control_character_of_a_name_reaches_the_terminal(capsys):
-    assert main.main(["generate", "--model", "no\x1b[2Jsuch\nfolder\x07/x", "--prompt", "x"]) == 2
+@pytest.mark.skipif(os.name == "nt", reason="Windows takes no such names")
+def test_no_control_character_of_a_name_reaches_the_terminal(capsys, tmp_path):
+    folder = tmp_path / "such\x1b[2J\x07name"
+    folder.mkdir()
+    assert main.main(["generate", "--model", str(folder), "--prompt", "x"]) == 2
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.strip().isprintable() and "such" in told
+    assert told.count("\n") == 1 and told.strip().isprintable() and "name" in told
