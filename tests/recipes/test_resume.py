@@ -81,7 +81,8 @@ def alone(world, tmp_path_factory):
     """The adapter of a run that nobody disturbed, its metrics, and its number of file
     operations.
     """
-    out = tmp_path_factory.mktemp("alone") / "run"
+    # a folder that has to be made, as of the runs that are killed: that, too, takes operations
+    out = tmp_path_factory.mktemp("alone") / "0" / "run"
     report = context().SimpleQueue()
     assert finish(work, command(world, out, resume=False), -1, report) == 0
     return (out / "adapter_model.safetensors").read_bytes(), metrics(out), report.get()
@@ -94,10 +95,7 @@ def assert_same(out, alone):
 
 
 def killed_then_resumed(world, out, alone, fatal):
-    code = finish(work, command(world, out, resume=False), fatal)
-    if code == 0 and fatal > 0.95 * alone[2]:  # some runs have fewer operations than others
-        return assert_same(out, alone)
-    assert code == -signal.SIGKILL
+    assert finish(work, command(world, out, resume=False), fatal) == -signal.SIGKILL
     assert finish(work, command(world, out)) == 0
     assert_same(out, alone)
 
@@ -110,11 +108,8 @@ def test_killed_at_file_operations(world, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_all_the_way_along(world, alone, tmp_path):
-    """At every third file operation; with PEFT, whose files are written by the same hands and whose
-    start takes seconds, at every fifteenth.
-    """
-    for fatal in range(1, alone[2] + 1, 15 if world[2] else 3):
+def test_killed_at_every_third_file_operation(world, alone, tmp_path):
+    for fatal in range(1, alone[2] + 1, 3):
         killed_then_resumed(world, tmp_path / str(fatal) / "run", alone, fatal)
 
 
