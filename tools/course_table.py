@@ -43,7 +43,7 @@ COMPUTING = {  # seconds on two cores, where a lesson was timed alone; the rest 
     "lora": 65,
     "many-adapters": 41,
     "qlora": 71,
-    "real-gpu": 62,
+    "real-gpu": 108,
 }
 OTHERS = (10, 40)
 WORDS_A_MINUTE, MINUTES_AN_EXERCISE = 200, 2  # an estimate of reading, not a measurement
