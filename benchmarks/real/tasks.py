@@ -5,7 +5,7 @@ What it replaces: a claim that small models can be fine-tuned at home.
 How it works: the points of `results/real-tasks.json`, each from fresh processes (kit/points.py):
 
     rate/METHOD/LR   a short run on extract with a seed of its own, and its validation loss; the
-                     best rate is taken for all tasks, that of qlora for lora, too
+                     best rate, which must have a worse one on either side, is taken for all tasks
     base/TASK        the base's score
     text/METHOD      the base's loss on real text, for qlora in 4 bits
     TASK/METHOD      finetune's own run; its score on the test split, and its loss on real text,
@@ -35,7 +35,8 @@ from benchmarks.real import model
 
 RESULTS = machine.RESULTS / "real-tasks.json"
 TASKS, METHODS = ("extract", "mood", "style", "sums"), ("lora", "qlora", "full")
-RATES = {"qlora": (1e-3, 3e-3), "full": (1e-4, 3e-4)}
+ADAPTERS = (1e-3, 3e-3, 1e-2)
+RATES = {"lora": ADAPTERS, "qlora": ADAPTERS, "full": (3e-5, 1e-4, 3e-4)}
 BATCH, VALID = 8, 16
 TRIED = {"task": "extract", "steps": 15, "seed": 1}
 
@@ -52,13 +53,15 @@ def keys() -> list[str]:
 
 def best_rate(found: dict[str, dict], method: str) -> float:
     """The rate whose short run ended with the least validation loss. Ends the program where a trial
-    is missing.
+    is missing, or where the best one lies at an end of the grid.
     """
-    method = "qlora" if method == "lora" else method
     trials = {rate: found.get(f"rate/{method}/{rate:g}") for rate in RATES[method]}
     if None in trials.values():
         raise SystemExit(f"{method}: measure its rates first, by --only rate/{method}")
-    return min(trials, key=lambda rate: trials[rate]["valid_loss"])
+    best = min(trials, key=lambda rate: trials[rate]["valid_loss"])
+    if best in (min(trials), max(trials)):
+        raise SystemExit(f"{method}: {best:g} is best and at an end; add a rate beyond it to RATES")
+    return best
 
 
 def settings_of(point: dict, data: str):

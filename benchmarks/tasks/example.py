@@ -24,6 +24,7 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.kit import machine
+from benchmarks.kit.short_runs import fingerprint
 
 RESULTS = machine.RESULTS / "example.json"
 PICTURE = machine.ROOT / "docs" / "loss.png"
@@ -81,7 +82,12 @@ def main() -> None:
         shutil.copy(out / "loss.png", PICTURE)
     RESULTS.write_text(
         json.dumps(
-            {"date": date.today().isoformat(), "cpus": os.cpu_count(), "commands": shown},
+            {
+                "base": fingerprint(),
+                "date": date.today().isoformat(),
+                "cpus": os.cpu_count(),
+                "commands": shown,
+            },
             indent=1,
             ensure_ascii=False,
         )

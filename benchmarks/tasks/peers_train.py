@@ -36,6 +36,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.kit import machine
+from benchmarks.kit.short_runs import fingerprint
 from minilora.system.files import atomic_write
 
 RESULTS = machine.RESULTS / "peers-train.json"
@@ -56,6 +57,7 @@ def keep(record: dict) -> None:
     others = [each for each in found.get("records", []) if each["key"] != record["key"]]
     told = {
         "what": "QLoRA of rank 8 on all linear layers of the shipped base",
+        "base": fingerprint(),
         "threads": 1,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.about(),

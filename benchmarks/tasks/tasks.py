@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 from benchmarks.kit import machine
+from benchmarks.kit.short_runs import fingerprint
 
 RESULTS = machine.RESULTS / "tasks.json"
 TASKS = ("extract", "mood", "style", "sums")
@@ -148,6 +149,7 @@ def save(results: dict) -> None:
     import torch
 
     about = {
+        "base": fingerprint(),
         "machine": platform.machine(),
         "torch": torch.__version__,
         "threads": 1,

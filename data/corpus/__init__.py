@@ -5,7 +5,7 @@ What it replaces: a download. Every word list and every sentence pattern in this
 for minilora.
 How it works: `words` holds the lists, `names` makes people and places out of syllables, `world`
 plays out small events and keeps track of what is true, `stories` tells them, the other files are
-one family of documents each, `tasks` makes the four fine-tuning tasks. Everything draws from one
+one family of documents each, `tasks` makes the five fine-tuning tasks. Everything draws from one
 `random.Random`, so a seed fixes every byte.
 What it leaves out: the world. The base knows nothing but this text.
 Where numerics differ: nowhere; two runs with the same seed give the same bytes on every platform.

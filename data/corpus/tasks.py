@@ -1,11 +1,12 @@
-"""The four fine-tuning tasks: `python -m corpus.tasks` (from `data/`) writes
+"""The five fine-tuning tasks: `python -m corpus.tasks` (from `data/`) writes
 `tasks/NAME/{train,valid,test}.jsonl`.
 
 What it replaces: downloaded instruction data.
 How it works: each task draws an example from the same small world as the pretraining text, but asks
 for something which that text never asks. Names, towns and things are drawn by `names.part`, so no
 person, town or thing of `test` stands in `train`, and none of them takes part in a story of the
-pretraining text.
+pretraining text. `facts` is the one task that nothing helps with: what is asked was learned by
+heart or not, so it has `train` alone.
 What it leaves out: answers that need taste; every answer follows from a rule and is scored by
 equality.
 Where numerics differ: nowhere; the same seed gives the same bytes.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -24,6 +25,7 @@ from .world import Fact, World
 
 Allow = Callable[[str], bool]
 SIZES = {"train": 2000, "valid": 200, "test": 200}
+FACTS, DIGITS = 1200, 6
 
 
 def extract(rng: Random, allow: Allow) -> tuple[str, str]:
@@ -150,27 +152,71 @@ def sums(rng: Random, allow: Allow) -> tuple[str, str]:
 TASKS = {"extract": extract, "mood": mood, "style": style, "sums": sums}
 
 
+def facts(rng: Random, allow: Allow) -> tuple[str, str]:
+    """A person → their number. All digits are drawn, so that a fact holds DIGITS · log₂ 10 bits."""
+    who = names.distinct(names.person, 1, rng, allow)[0]
+    return f"What is {who}'s number?", "".join(rng.choices("0123456789", k=DIGITS))
+
+
+BY_HEART = {"facts": facts}  # nothing is held back: there would be nothing to know it by
+
+
 # Pets and asides that name somebody or something drawn without regard to the parts.
 LOOSE = re.compile(r" called [A-Z]\w+\.|Is it far to|\"My ")
 
 
+def drawn(task: str, split: str, seed: int = 0) -> Iterator[tuple[str, str]]:
+    """Prompts and responses of a split, without an end; a prompt can come again."""
+    rng = Random(f"minilora task {task} {split} {seed}")
+    make = {**TASKS, **BY_HEART}[task]
+    while True:
+        prompt, response = make(rng, lambda word: names.part(word) == split)
+        if not LOOSE.search(prompt):
+            yield prompt, response
+
+
 def examples(task: str, split: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     """`count` examples of a split, no prompt twice."""
-    rng = Random(f"minilora task {task} {split} {seed}")
     seen: dict[str, str] = {}
-    while len(seen) < count:
-        prompt, response = TASKS[task](rng, lambda word: names.part(word) == split)
-        if not LOOSE.search(prompt):
-            seen.setdefault(prompt, response)
-    return [{"prompt": p, "response": r} for p, r in seen.items()]
+    for prompt, response in drawn(task, split, seed):
+        seen.setdefault(prompt, response)
+        if len(seen) == count:
+            return [{"prompt": p, "response": r} for p, r in seen.items()]
+
+
+def apart(splits: dict[str, list[dict]], task: str, seed: int = 0) -> None:
+    """Give each row whose prompt an earlier split has, in place, the next one that is drawn for
+    its split. A prompt without a name can come alike in two of them.
+    """
+    taken: set[str] = set()
+    for split, rows in splits.items():
+        mine = {row["prompt"] for row in rows}
+        more = drawn(task, split, seed)
+        for row in rows:
+            while row["prompt"] in taken:
+                row["prompt"], row["response"] = next(
+                    (p, r) for p, r in more if p not in mine | taken
+                )
+                mine.add(row["prompt"])
+        taken |= mine
+
+
+def made() -> dict[str, dict[str, list[dict]]]:
+    """Every task by its name, and every split of it."""
+    found = {}
+    for task in TASKS:
+        found[task] = {split: examples(task, split, count) for split, count in SIZES.items()}
+        apart(found[task], task)
+    found |= {task: {"train": examples(task, "train", FACTS)} for task in BY_HEART}
+    return found
 
 
 def write(folder: Path) -> None:
     """All tasks, all splits, as JSON lines."""
-    for task in TASKS:
+    for task, splits in made().items():
         (folder / task).mkdir(parents=True, exist_ok=True)
-        for split, count in SIZES.items():
-            lines = [json.dumps(e, ensure_ascii=False) + "\n" for e in examples(task, split, count)]
+        for split, rows in splits.items():
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
             (folder / task / f"{split}.jsonl").write_text(
                 "".join(lines), encoding="utf-8", newline="\n"
             )

@@ -53,10 +53,14 @@ def test_a_process_that_fails_ends_the_program_with_its_key():
         points.measured("benchmarks.real.precision", "nothing", 1)
 
 
-def test_the_best_rate_is_that_of_the_least_loss_and_lora_takes_qloras():
-    found = {f"rate/qlora/{r:g}": {"valid_loss": 1 / r} for r in tasks.RATES["qlora"]}
-    assert tasks.best_rate(found, "qlora") == max(tasks.RATES["qlora"])
-    assert tasks.best_rate(found, "lora") == tasks.best_rate(found, "qlora")
+def test_the_best_rate_is_that_of_the_least_loss_and_lies_inside():
+    low, middle, high = tasks.RATES["qlora"]
+    found = {f"rate/qlora/{r:g}": {"valid_loss": abs(r - middle)} for r in (low, middle, high)}
+    assert tasks.best_rate(found, "qlora") == middle
+    for end in (low, high):
+        at_end = {**found, f"rate/qlora/{end:g}": {"valid_loss": -1.0}}
+        with pytest.raises(SystemExit, match=f"{end:g} is best and at an end"):
+            tasks.best_rate(at_end, "qlora")
     with pytest.raises(SystemExit, match="measure its rates first"):
         tasks.best_rate(found, "full")
     tried = {f"rate/int3/{r:g}": {"unseen_loss": r} for r in precision.RATES}

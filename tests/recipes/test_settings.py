@@ -322,7 +322,7 @@ def test_a_shipped_task_is_known_by_its_name_anywhere(monkeypatch, tmp_path):
     said = []
     shipped = load.find_data("extract", said.append)
     assert (shipped / "train.jsonl").is_file() and said == [f"extract: the shipped task, {shipped}"]
-    assert set(load.tasks()) == {"extract", "mood", "style", "sums"}
+    assert set(load.tasks()) == {"extract", "facts", "mood", "style", "sums"}
 
 
 def test_what_is_here_under_that_name_wins_and_is_said(monkeypatch, tmp_path):
