@@ -58,7 +58,7 @@ check: $(STAMP)
 
 # In order: what others are built on comes first. The card's runs where there is a card.
 BENCHMARKS := memory.memory memory.peers memory.on_cpu memory.budget_example speed.cpu \
-    tasks.tasks tasks.example tasks.peers_train tasks.adapters tasks.mixing tasks.preference \
+    tasks.tasks tasks.capacity tasks.example tasks.peers_train tasks.adapters tasks.mixing tasks.preference \
     tasks.taste tasks.placement tasks.precision tasks.sweeps real.precision real.tasks real.speed
 bench: $(STAMP)
 	@for name in $(BENCHMARKS); do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -15,7 +15,7 @@ import re
 
 from minilora.budget.published import peaks
 
-from . import moving_picture, real_tables
+from . import capacity_table, moving_picture, real_tables
 from .course_table import badges, clouds, lesson_table, time_needed
 from .project import ROOT
 
@@ -449,6 +449,7 @@ PLACES = {  # place → the file in which it stands
     "table:tasks": "docs/benchmarks.md",
     "table:cpu": "docs/benchmarks.md",
     "table:training": "docs/benchmarks.md",
+    "table:capacity": "docs/benchmarks.md",
     "table:real:precision": "docs/benchmarks.md",
     "table:real:tasks": "docs/benchmarks.md",
     "table:real:speed": "docs/benchmarks.md",
@@ -469,6 +470,7 @@ FILLS = {
     "table:tasks": task_table,
     "table:cpu": cpu_tables,
     "table:training": training_table,
+    "table:capacity": lambda: capacity_table.capacity(_results("capacity.json")),
     **{f"table:real:{name}": _real(name) for name in ("precision", "tasks", "speed")},
 }
 
