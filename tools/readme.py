@@ -77,21 +77,33 @@ def gpu_commands() -> str:
     return f"    {command} --tiny\n    {command}\n    {command} --parts b65 --fresh"
 
 
+def _by_task(what: str, scores: dict, cell) -> list[str]:
+    """A table of tasks by methods; `cell` writes a run."""
+    rows = [f"| {what} | " + " | ".join(TASKS) + " |", "| --- |" + " ---: |" * len(TASKS)]
+    for method, title in METHODS.items():
+        runs = [scores.get((task, method)) for task in TASKS]
+        if any(runs):
+            rows.append(f"| {title} | " + " | ".join(cell(r) if r else "–" for r in runs) + " |")
+    return rows
+
+
+def _own_text(run: dict) -> str:
+    """What a model still knows of the base's own text."""
+    own = run.get("own_text")
+    return f"{own['loss']:.2f}, {100 * own['lookup']:.0f} %" if own else "–"
+
+
 def task_table() -> str:
-    """Exact match on the test split, by task and method."""
+    """Exact match on the test split, by task and method, and what is forgotten meanwhile."""
     found = _results("tasks.json")
     if not found:
         return "To come: `make bench` fills this table."
     scores = {(run["task"], run["method"]): run for run in found["runs"]}
-    rows = ["| exact match, % | " + " | ".join(TASKS) + " |", "| --- |" + " ---: |" * len(TASKS)]
-    for method, title in METHODS.items():
-        cells = [scores.get((task, method)) for task in TASKS]
-        if any(cells):
-            rows.append(
-                f"| {title} | "
-                + " | ".join(f"{100 * c['hits'] / c['of']:.1f}" if c else "–" for c in cells)
-                + " |"
-            )
+    rows = [
+        *_by_task("exact match, %", scores, lambda run: f"{100 * run['hits'] / run['of']:.1f}"),
+        "",
+        *_by_task("its own text after it: loss, look-ups right", scores, _own_text),
+    ]
     asked = max(run["of"] for run in found["runs"])
     longer = sorted(
         {
@@ -105,7 +117,8 @@ def task_table() -> str:
     rows += [
         "",
         f"{asked} questions a task: people, towns, things and described places are new, plain "
-        "places (“the mill”) and what `sums` counts recur;"
+        "places (“the mill”) and what `sums` counts recur. Its own text is held-out documents "
+        "of the base's pretraining;"
         f" one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]}, one thread "
         f"a run, the slowest {slowest:.0f} s; {found['date']}. "
         f"Written by `{_script('tasks/tasks.py')}`.",

@@ -111,6 +111,7 @@ def one_run(recipe: dict) -> dict:
     import torch
 
     torch.set_num_threads(1)
+    from benchmarks.kit.forgetting import own_text
     from minilora import train
     from minilora.text import encode_rows, read_split
 
@@ -124,6 +125,7 @@ def one_run(recipe: dict) -> dict:
     )
     valid = train.evaluate_loss(model, encode_rows(read_split(folder, "valid"), tokenizer))
     hits, _, answers = train.exact_match(model, tokenizer, asked)
+    own = own_text(model) if recipe.get("method") != "small" else None  # it had none to forget
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     record = {
         **recipe,
@@ -133,6 +135,7 @@ def one_run(recipe: dict) -> dict:
         "valid_loss": round(valid, 4),
         "exact": hits,
         "answers": answers[:3],
+        "own_text": own,
     }
     if recipe["task"] == "extract":
         record["fields"] = fields_right(answers, asked)

@@ -85,23 +85,21 @@ def stored(loss: float | None, tokens: int, digits: int, facts: int) -> float:
 def one_run(plan: dict) -> dict:
     """Train on the facts and look at what is known and what is forgotten, at one thread."""
     import torch
-    from tokenizers import Tokenizer as Raw
 
     torch.set_num_threads(1)
+    from benchmarks.kit.forgetting import own_text
     from benchmarks.kit.short_runs import adapted
     from minilora import train
     from minilora.errors import MiniloraError
-    from minilora.recipes.pretrain import examine
     from minilora.system.files import data_folder
     from minilora.text import encode_rows, read_split
 
     began = time.perf_counter()
     model, tokenizer = adapted(plan)
-    raw = Raw.from_file(str(data_folder() / "base" / "tokenizer.json"))
     examples = read_split(data_folder() / "tasks" / "facts", "train")[: plan["facts"]]
     rows = encode_rows(examples, tokenizer)
     settings = {name: plan[name] for name in ("steps", "batch_size", "lr", "seed")}
-    before, facts_loss, recalled = told(examine(model.eval(), raw, 8)), None, 0
+    before, facts_loss, recalled = own_text(model), None, 0
     try:
         losses = train.fit(model, rows, progress=False, **settings).losses
         facts_loss = train.evaluate_loss(model, rows)
@@ -118,13 +116,9 @@ def one_run(plan: dict) -> dict:
         "recall": recalled,
         "bits": round(bits, 1),
         "before": before,
-        "after": told(examine(model.eval(), raw, 8)),
+        "after": own_text(model),
         "seconds": round(time.perf_counter() - began, 1),
     }
-
-
-def told(examined: dict) -> dict:
-    return {"loss": round(examined["loss"], 4), "lookup": round(examined["lookup"], 4)}
 
 
 def tune(jobs: int) -> list[dict]:

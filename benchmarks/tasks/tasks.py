@@ -4,7 +4,8 @@ README.
 What it replaces: a table typed by hand.
 How it works: for each task and method it runs `minilora finetune` and `minilora evaluate` as
 processes of their own, each with one thread, two at a time, and writes what `evaluate` printed to
-`results/tasks.json`. A run that the file already holds with the same command is not repeated, so a
+`results/tasks.json`, and beside it what the base has lost of its own text (kit/forgetting.py). A
+run that the file already holds with the same command is not repeated, so a
 broken-off table goes on where it stopped.
 What it leaves out: several seeds; the sweeps of lesson 08 have them.
 Where numerics differ: products run in bf16 where the processor has it; other machines may answer
@@ -44,21 +45,21 @@ METHODS = {
 }
 
 
-def call(arguments: list[str]) -> tuple[str, float]:
-    """Run `minilora …` with one thread; its output and the seconds it took. Raises
-    CalledProcessError with the output.
+def call(arguments: list[str], module: str = "minilora") -> tuple[str, float]:
+    """Run `python -m module …` with one thread; its output and the seconds it took. Ends the
+    program with that output where it fails.
     """
     started = time.time()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(machine.ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "minilora", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=machine.ROOT,
         env=environment,
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise SystemExit(f"minilora {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{module} {' '.join(arguments)}\n{done.stdout}{done.stderr}")
     return done.stdout, time.time() - started
 
 
@@ -66,6 +67,11 @@ def score(output: str) -> tuple[int, int]:
     """Hits and questions from `exact match 0.93 (186 of 200)`."""
     hits, asked = re.search(r"\((\d+) of (\d+)\)", output).groups()
     return int(hits), int(asked)
+
+
+def own_text(where: list[str]) -> dict[str, float]:
+    """Loss and look-ups on the base's own text, of the model that those options name."""
+    return json.loads(call(where, "benchmarks.kit.forgetting")[0])
 
 
 def run_one(task: str, method: str) -> dict:
@@ -79,6 +85,7 @@ def run_one(task: str, method: str) -> dict:
             "method": method,
             "hits": hits,
             "of": asked,
+            "own_text": own_text(["--model", "tiny"]),
             "command": f"minilora evaluate --model tiny --data {data}",
         }
     folder = tempfile.mkdtemp(prefix="minilora-")
@@ -97,6 +104,7 @@ def run_one(task: str, method: str) -> dict:
             ["--model", folder] if method == "full" else ["--model", "tiny", "--adapter", folder]
         )
         output, _ = call(["evaluate", *where, "--data", data])
+        own = own_text(where)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     hits, asked = score(output)
@@ -106,6 +114,7 @@ def run_one(task: str, method: str) -> dict:
         "method": method,
         "hits": hits,
         "of": asked,
+        "own_text": own,
         "seconds": round(seconds, 1),
         "command": shown,
     }
