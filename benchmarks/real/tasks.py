@@ -35,8 +35,8 @@ from benchmarks.real import model
 
 RESULTS = machine.RESULTS / "real-tasks.json"
 TASKS, METHODS = ("extract", "mood", "style", "sums"), ("lora", "qlora", "full")
-ADAPTERS = (1e-3, 3e-3, 1e-2)
-RATES = {"lora": ADAPTERS, "qlora": ADAPTERS, "full": (3e-5, 1e-4, 3e-4)}
+ADAPTERS = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = {"lora": ADAPTERS, "qlora": ADAPTERS, "full": (3e-5, 1e-4, 3e-4, 1e-3)}
 BATCH, VALID = 8, 16
 TRIED = {"task": "extract", "steps": 15, "seed": 1}
 
