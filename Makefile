@@ -12,13 +12,14 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300
 AXE := axe-core@4.14.1
 
-.PHONY: help lab test check bench notebooks parts readme wheel floors axe clean
+.PHONY: help lab test check bench results notebooks parts readme wheel floors axe clean
 
 help:
 	@echo "make lab        makes the environment (.venv) if needed and opens lesson 00 in JupyterLab"
 	@echo "make test       everything: units, parity with the libraries, lessons, browser"
 	@echo "make check      the quick part of it, under four minutes"
 	@echo "make bench      runs the benchmarks, writes benchmarks/results"
+	@echo "make results    trains what stored results are missing, says before how long, goes on after a break"
 	@echo "make notebooks  executes the lessons and saves them with their outputs"
 	@echo "make parts      rewrites badges and setup cells after the repository's address or the version has changed"
 	@echo "make readme     fills the README's tables from benchmarks/results"
@@ -57,15 +58,18 @@ check: $(STAMP)
 	@$(PYTEST) $(PARALLEL) -m "not slow and not browser" tests
 
 # In order: what others are built on comes first. The card's runs where there is a card.
-BENCHMARKS := memory.memory memory.peers memory.on_cpu memory.budget_example speed.cpu \
-    tasks.tasks tasks.capacity tasks.example tasks.peers_train tasks.adapters tasks.mixing tasks.preference \
-    tasks.taste tasks.placement tasks.precision tasks.sweeps real.precision real.tasks real.speed
+BENCHMARKS := memory.memory memory.peers memory.on_cpu memory.budget_example speed.cpu tasks.example real.speed
 bench: $(STAMP)
+	@$(BIN)/python -m benchmarks.make_results
 	@for name in $(BENCHMARKS); do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 	    $(BIN)/python -m benchmarks.gpu.gpu; else echo "benchmarks.gpu.gpu needs a graphics card: left out"; fi
 	MINILORA_LATENCY=benchmarks/results/slider-latency.json MINILORA_RENDER_TIMES=benchmarks/results/slider-render.json \
 	    $(PYTEST) -k "latency or per_move" tests/browser tests/notebooks
+	@$(MAKE) --no-print-directory readme
+
+results: $(STAMP)
+	@$(BIN)/python -m benchmarks.make_results
 	@$(MAKE) --no-print-directory readme
 
 notebooks: $(STAMP)

@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.kit import machine
+from benchmarks.kit import machine, plan
 from minilora.system.files import atomic_write, data_folder
 
 RESULTS = machine.RESULTS
@@ -183,9 +183,9 @@ def _kept(path: Path, recipes: list[dict]) -> list[dict]:
     ]
 
 
-def sweep(path: Path, told: str, recipes: list[dict], jobs: int, run=one_run) -> list[dict]:
+def sweep(path: Path, told: str, recipes: list[dict], jobs: int, run=one_run, **more) -> list[dict]:
     """Do `run` with all recipes that `path` has no record of yet, write the records in the recipes'
-    order, and give them back.
+    order, and give them back. more: what else the file says of itself.
     """
 
     def place(record: dict) -> int:
@@ -195,13 +195,17 @@ def sweep(path: Path, told: str, recipes: list[dict], jobs: int, run=one_run) ->
 
     records = _kept(path, recipes)
     waiting = [recipe for i, recipe in enumerate(recipes) if i not in {place(r) for r in records}]
+    if plan.only_asked(path, records, len(waiting)):
+        return records
     print(f"{path.name}: {len(records)} runs are there, {len(waiting)} to go")
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, recipe) for recipe in waiting]):
             records = sorted([*records, done.result()], key=place)
             with atomic_write(path) as temporary:
                 temporary.write_text(
-                    json.dumps({**header(told), "runs": records}, indent=1, ensure_ascii=False)
+                    json.dumps(
+                        {**header(told), **more, "runs": records}, indent=1, ensure_ascii=False
+                    )
                     + "\n",
                     encoding="utf-8",
                 )

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kit import machine
+from benchmarks.kit import machine, plan
 from benchmarks.kit.short_runs import fingerprint, header
 from benchmarks.tasks.tasks import TASKS, call, score
 from minilora import lora
@@ -204,20 +204,23 @@ def readme(told: dict) -> str:
 
 def ensure(seeds: list[int], tasks: tuple[str, ...] = ALL) -> None:
     """Train what is not there yet."""
-    for seed in seeds:
-        for task in tasks:
-            if any(
-                (r["task"], r["seed"], r["command"]) == (task, seed, shown(task, seed))
-                for r in records(book(seed))
-            ):
-                continue
-            record = talkative(seed) if task == "talkative" else one(task, seed)
-            keep(record)
-            print(
-                f"{task} seed {seed}: {record['hits']} of {record['of']}, {record['bytes']:,} "
-                f"bytes, {record['seconds']} s",
-                flush=True,
-            )
+    there = {(r["task"], r["seed"], r["command"]): r for s in seeds for r in records(book(s))}
+    left = [
+        (task, seed)
+        for seed in seeds
+        for task in tasks
+        if (task, seed, shown(task, seed)) not in there
+    ]
+    if plan.only_asked(book(seeds[0]), list(there.values()), len(left)):
+        return
+    for task, seed in left:
+        record = talkative(seed) if task == "talkative" else one(task, seed)
+        keep(record)
+        print(
+            f"{task} seed {seed}: {record['hits']} of {record['of']}, {record['bytes']:,} "
+            f"bytes, {record['seconds']} s",
+            flush=True,
+        )
 
 
 def main() -> None:

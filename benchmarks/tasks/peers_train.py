@@ -35,7 +35,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.kit import machine
+from benchmarks.kit import machine, plan
 from benchmarks.kit.short_runs import fingerprint
 from minilora.system.files import atomic_write
 
@@ -334,6 +334,10 @@ def main() -> None:
             parser.error(f"there is no section {word}; choose from {', '.join(SECTIONS)}")
     if options.child:
         Path(options.to).write_text(json.dumps(child(options.child)), encoding="utf-8")
+        return
+    there = read().get("records", [])
+    left = [key for key in keys(options) if options.again or key not in {r["key"] for r in there}]
+    if plan.only_asked(RESULTS, there, len(left)):
         return
     for key in keys(options):
         have = {record["key"] for record in read().get("records", [])}

@@ -15,12 +15,11 @@ Where numerics differ: see kit/short_runs.py. The rounding itself is the same ev
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
-from benchmarks.kit.short_runs import RESULTS, header
-from minilora.system.files import atomic_write, data_folder
+from benchmarks.kit.short_runs import RESULTS, sweep
+from minilora.system.files import data_folder
 
 CODES = ("int8", "nf4", "fp4", "int4", "int3", "int2")
 PIECES = (("tensor", False), ("row", False), (64, False), (64, True))
@@ -111,27 +110,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "precision.json", help="the JSON file to write"
     )
-    options = parser.parse_args()
-    runs = []
-    for recipe in recipes():
-        runs.append(one_run(recipe))
-        print(
-            (
-                "{code} {block} double={double}: {bits} bits, loss {loss}, look-up {lookup}, "
-                "{seconds} s"
-            ).format(**runs[-1]),
-            flush=True,
-        )
-    told = {
-        **header(
-            "the shipped base at every precision, held-out loss and bits per weight of its "
-            "linear layers"
-        ),
-        "documents": DOCUMENTS,
-        "few": FEW,
-        "runs": runs,
-    }
-    with atomic_write(options.out) as temporary:
-        temporary.write_text(
-            json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    about = (
+        "the shipped base at every precision, held-out loss and bits per weight of its "
+        "linear layers"
+    )
+    out = parser.parse_args().out
+    sweep(out, about, recipes(), 1, one_run, documents=DOCUMENTS, few=FEW)

@@ -29,7 +29,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
-from benchmarks.kit import machine
+from benchmarks.kit import machine, plan
 from benchmarks.kit.short_runs import fingerprint
 
 RESULTS = machine.RESULTS / "tasks.json"
@@ -121,7 +121,9 @@ def run_one(task: str, method: str) -> dict:
 
 
 def load() -> dict:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+    """What there is of this base."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found if found.get("base") == fingerprint() else {"runs": []}
 
 
 def main() -> None:
@@ -135,8 +137,10 @@ def main() -> None:
     options = parser.parse_args()
     results = load()
     wanted = [(t, m) for m in options.methods.split(",") for t in options.tasks.split(",")]
-    have = {(r["task"], r["method"]) for r in results["runs"]}
+    have = {(r["task"], r["method"]) for r in results["runs"] if "own_text" in r}
     todo = [pair for pair in wanted if options.again or pair not in have]
+    if plan.only_asked(RESULTS, results["runs"], len(todo)):
+        return
     with ThreadPoolExecutor(options.jobs) as pool:
         for run in pool.map(lambda pair: run_one(*pair), todo):
             print(

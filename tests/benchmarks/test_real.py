@@ -55,7 +55,9 @@ def test_a_process_that_fails_ends_the_program_with_its_key():
 
 def test_the_best_rate_is_that_of_the_least_loss_and_lies_inside():
     low, middle, *more, high = tasks.RATES["qlora"]
-    found = {f"rate/qlora/{r:g}": {"valid_loss": abs(r - middle)} for r in (low, middle, *more, high)}
+    found = {
+        f"rate/qlora/{r:g}": {"valid_loss": abs(r - middle)} for r in (low, middle, *more, high)
+    }
     assert tasks.best_rate(found, "qlora") == middle
     for end in (low, high):
         at_end = {**found, f"rate/qlora/{end:g}": {"valid_loss": -1.0}}
