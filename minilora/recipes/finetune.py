@@ -167,7 +167,7 @@ def _train(
     from ..train.loop import fit
     from ..train.run_folder import fingerprint
     from ..train.run_json import identity
-    from . import row_lines
+    from . import row_lines, untrained
 
     began = time.perf_counter()
     watched = sys.stderr.isatty() if watched is None else watched
@@ -185,6 +185,7 @@ def _train(
         model, quantization = build(settings, source, device)
     ends.require_ids(model, tokenizer)
     ends.tell_end(model, tokenizer)
+    untrained.warn(model, tokenizer, rows, settings.model, settings.data)
     trainable, total = count(model, settings)
     marks = {"data": fingerprint(rows), "model": fingerprint_folder(source)}
     folder.identity = identity(Settings, settings.to_json(), marks)
