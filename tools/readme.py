@@ -10,14 +10,16 @@ stands in place of each button.
 
 from __future__ import annotations
 
-import json
 import re
 
 from minilora.budget.published import peaks
 
-from . import capacity_table, moving_picture, real_tables
+from . import capacity_table, memory_tables, moving_picture, real_tables
 from .course_table import badges, clouds, lesson_table, time_needed
 from .project import ROOT
+from .results import command as _command
+from .results import results as _results
+from .results import script as _script
 
 METHODS = {
     "base": "base, untrained",
@@ -28,24 +30,6 @@ METHODS = {
     "qlora-qv": "QLoRA, q and v",
 }
 TASKS = ("extract", "mood", "style", "sums")
-
-
-def _results(name: str) -> dict | None:
-    path = ROOT / "benchmarks" / "results" / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _script(name: str) -> str:
-    """The path of a benchmark, wherever under benchmarks/ it stands; with its folder where two are
-    called so.
-    """
-    found = next(iter(sorted((ROOT / "benchmarks").rglob(name))), ROOT / "benchmarks" / name)
-    return found.relative_to(ROOT).as_posix()
-
-
-def _command(name: str) -> str:
-    """What starts a benchmark: a module of the repository."""
-    return "python -m " + _script(name).removesuffix(".py").replace("/", ".")
 
 
 def slider() -> str:
@@ -66,7 +50,8 @@ def facts() -> str:
             "([how this is checked](docs/checked.md#models)).",
             f"- `minilora budget` predicts {len(counted)} memory peaks that others measured with a "
             f"mean error of {100 * peaks.mean_error(found):.1f} %; the worst is "
-            f"{_percent(worst.error)} ([all of them](docs/budget.md#published-peaks)).",
+            f"{memory_tables.percent(worst.error)} "
+            "([all of them](docs/budget.md#published-peaks)).",
         ]
     )
 
@@ -330,109 +315,6 @@ def budget() -> str:
     )
 
 
-def _guess(said: float | None, truth: float) -> str:
-    return (
-        "–"
-        if said is None
-        else f"{said / 1e9:.2f} ({100 * (said / truth - 1):+.0f} %)".replace("-", "−")
-        .replace("(+0 %)", "(0 %)")
-        .replace("(−0 %)", "(0 %)")
-    )
-
-
-def peers_table() -> str:
-    """Predicted peaks of ten steps, ours and others', beside the measured one."""
-    found = _results("peers.json")
-    if not found:
-        return f"To come: `{_command('peers.py')}` fills this table."
-    names = list(found["sources"])
-    rows = [
-        "| peak of a step, GB (10⁹) | ledger | minilora | " + " | ".join(names) + " |",
-        "| --- |" + " ---: |" * (2 + len(names)),
-    ]
-    for row in found["rows"]:
-        cells = [
-            _guess(said, row["ledger"])
-            for said in (row["ours"], *(row["peers"][name] for name in names))
-        ]
-        rows.append("| " + " | ".join([row["told"], f"{row['ledger'] / 1e9:.2f}", *cells]) + " |")
-    off = [found["errors"][name] for name in ("minilora", *names)]
-    rows.append(
-        "| mean error (setups answered) | | "
-        + " | ".join(f"{100 * each['mean']:.2g} % ({each['answers']})" for each in off)
-        + " |"
-    )
-    sources = "; ".join(
-        f"{name}: {told['source']}; {told['reading']}" for name, told in found["sources"].items()
-    )
-    return "\n".join(
-        [
-            *rows,
-            "",
-            "Ledger: storages of a real step on tensors without memory, AdamW, SDPA, without the "
-            "driver's context; no card ran it. The others leave out what they do not know. "
-            f"torch {found['versions']['torch'].split('+')[0]}, transformers "
-            f"{found['versions']['transformers']}; {found['date']}. "
-            f"Written by `{_script('peers.py')}`. {sources}.",
-        ]
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "−").replace("−0.0", "+0.0")
-
-
-def _published_row(row, why: str) -> str:
-    """One published figure beside the prediction."""
-    known = (
-        f"; with what that program held by its own source {_percent(row.error_explained)}"
-        if row.measurement.program
-        else ""
-    )
-    m, unit = row.measurement, peaks.UNITS[row.measurement.unit]
-    published = f"{'≤ ' if m.bound else ''}{m.peak:.2f} {m.unit}"
-    predicted = f"{row.predicted / unit:.2f} {m.unit} | {_percent(row.error)}"
-    return f"| {m.source.split()[0]}: {m.what} | {published} | {predicted} | {why}{known} |"
-
-
-def published_table() -> str:
-    """Peaks that others published beside our predictions of the same runs, computed now."""
-    found = peaks.compared()
-    counted = [row for row in found if not row.measurement.bound]
-    worst = max(counted, key=lambda row: abs(row.error))
-    known = max(counted, key=lambda row: abs(row.error_explained))
-    low = sum(row.error < 0 for row in counted)
-    lines = [
-        f"Mean error over {len(counted)} published peaks: "
-        f"**{100 * peaks.mean_error(found):.1f} %**; worst: **{_percent(worst.error)}** "
-        f"({worst.measurement.what}). With what the measured programs held by their own source "
-        "code (written after the comparison): "
-        f"{100 * peaks.mean_error(found, explained=True):.1f} %, worst "
-        f"{_percent(known.error_explained)} ({known.measurement.what}). {low} of {len(counted)} "
-        "predictions are too low. Limits (≤) count in no mean.",
-        "",
-        "| setup | published | predicted | error | what is off |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
-    before = None
-    for row in found:
-        lines.append(
-            _published_row(
-                row, "as above" if row.measurement.why == before else row.measurement.why
-            )
-        )
-        before = row.measurement.why
-    sources = dict.fromkeys(row.measurement.source for row in found)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "What a source does not say of its run is assumed; the list of figures in "
-            f"`minilora.budget` names it with each. Sources: {'; '.join(sources)}.",
-        ]
-    )
-
-
 def picture() -> str:
     """The loss curve of the example, once there is one."""
     if not (ROOT / "docs" / "loss.png").exists():
@@ -440,9 +322,9 @@ def picture() -> str:
     return "![Training and validation loss of the example above, by step](loss.png)"
 
 
-def _real(name: str):
+def _real(name: str, file: str | None = None):
     """What fills the table of that name on the real model."""
-    return lambda: getattr(real_tables, name)(_results(f"real-{name}.json"))
+    return lambda: getattr(real_tables, name)(_results(f"real-{file or name}.json"))
 
 
 README, CLI, BUDGET = "README.md", "docs/cli.md", "docs/budget.md"
@@ -465,6 +347,7 @@ PLACES = {  # place → the file in which it stands
     "table:capacity": "docs/benchmarks.md",
     "table:real:precision": "docs/benchmarks.md",
     "table:real:tasks": "docs/benchmarks.md",
+    "table:real:front": "docs/benchmarks.md",
     "table:real:speed": "docs/benchmarks.md",
 }
 FILLS = {
@@ -477,14 +360,15 @@ FILLS = {
     "example": example,
     "picture": picture,
     "budget": budget,
-    "table:published": published_table,
-    "table:peers": peers_table,
+    "table:published": memory_tables.published_table,
+    "table:peers": memory_tables.peers_table,
     "gpu": gpu_commands,
     "table:tasks": task_table,
     "table:cpu": cpu_tables,
     "table:training": training_table,
     "table:capacity": lambda: capacity_table.capacity(_results("capacity.json")),
     **{f"table:real:{name}": _real(name) for name in ("precision", "tasks", "speed")},
+    "table:real:front": _real("front", "tasks"),
 }
 
 

@@ -88,10 +88,10 @@ def _task_row(task: str, method: str, points: dict[str, dict]) -> list[str]:
     rise = None if before is None else point["text_loss"] - before
     cells += [_number(before, 3), _number(point["text_loss"], 3), _number(rise, 3, True)]
     own = point["peak"] - point["resident_before"]
-    pairs = [(point["predicted_process"], point["peak"]), (point["predicted"], own)]
-    for said, truth in pairs:
-        off = _number(100 * (said / truth - 1), 0, True)
-        cells += [f"{said / 1e9:.2f} ({off} %)", f"{truth / 1e9:.2f}"]
+    pairs = [(point.get("predicted_process"), point["peak"]), (point.get("predicted"), own)]
+    for said, truth in pairs:  # predictions come when the table is whole
+        off = _number(said and 100 * (said / truth - 1), 0, True)
+        cells += [f"{said / 1e9:.2f} ({off} %)" if said else "–", f"{truth / 1e9:.2f}"]
     return [*cells, _number(point["seconds"], 0)]
 
 
@@ -119,6 +119,36 @@ def tasks(found: dict | None) -> str:
         f"and {found['tried']['steps']} steps, LoRA's as QLoRA's. {len(done)} of {len(rows)} runs "
         f"are measured, with {' or '.join(map(str, threads))} threads; seconds only where nothing "
         f"else ran. {_where(found, 'tasks')}"
+    )
+    return "\n".join([*_table(head, rows), "", last])
+
+
+def front(found: dict | None) -> str:
+    """Learning against forgetting on one task, by rate."""
+    if not found:
+        return _to_come("tasks")
+    points = _points(found)
+    task = found["tried"]["task"]
+    runs = [p for key, p in points.items() if key.startswith("front/")]
+    runs += [points[f"{task}/{m}"] for m in ("lora", "full") if f"{task}/{m}" in points]
+    before = points["text/lora"]["text_loss"]
+    rows = [
+        [
+            f"{TITLES[run['method']]}, {run['lr']:g}",
+            _number(100 * run["hits"] / run["of"], 0),
+            _number(run["valid_loss"], 4),
+            _number(run["text_loss"], 3),
+            _number(run["text_loss"] - before, 3, True),
+        ]
+        for run in sorted(runs, key=lambda run: (run["method"] != "lora", run["lr"]))
+    ]
+    head = (
+        f"| {task}: method, rate | exact match, % | validation loss | loss on real text after "
+        "| rise |"
+    )
+    last = (
+        f"The same {runs[0]['steps'] if runs else ''} steps as above, seed 0; before, the loss on "
+        f"real text is {before:.3f}. The highest rate of each is the one of the table above."
     )
     return "\n".join([*_table(head, rows), "", last])
 

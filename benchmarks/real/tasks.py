@@ -10,6 +10,7 @@ How it works: the points of `results/real-tasks.json`, each from fresh processes
     text/METHOD      the base's loss on real text, for qlora in 4 bits
     TASK/METHOD      finetune's own run; its score on the test split, and its loss on real text,
                      which rises as the model forgets
+    front/METHOD/LR  the same on extract at lower rates: what is learned against what is forgotten
 
 The peak is that of the process's resident set, as the system counts it; beside it stands how much
 was resident when the libraries were there and the model was not. The prediction is the one with
@@ -37,6 +38,7 @@ RESULTS = machine.RESULTS / "real-tasks.json"
 TASKS, METHODS = ("extract", "mood", "style", "sums"), ("lora", "qlora", "full")
 ADAPTERS = (1e-3, 3e-3, 1e-2, 3e-2)
 RATES = {"lora": ADAPTERS, "qlora": ADAPTERS, "full": (3e-5, 1e-4, 3e-4, 1e-3)}
+FRONT = {"lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4)}
 BATCH, VALID = 8, 16
 TRIED = {"task": "extract", "steps": 15, "seed": 1}
 
@@ -48,6 +50,7 @@ def keys() -> list[str]:
         *(f"rate/{method}/{rate:g}" for method in RATES for rate in RATES[method]),
         *(f"base/{task}" for task in TASKS),
         *(f"{task}/{method}" for task in TASKS for method in METHODS),
+        *(f"front/{method}/{rate:g}" for method in FRONT for rate in FRONT[method]),
     ]
 
 
@@ -177,10 +180,11 @@ def measure(key: str, found: dict[str, dict], options) -> dict:
             point = {"method": second, "lr": float(rest[0]), **TRIED}
             point["steps"] = min(TRIED["steps"], options.steps)
             return point | timed(process(does="train", **point), options.busy)
-        point = {"task": first, "method": second, "steps": options.steps, "seed": 0}
-        point["lr"] = best_rate(found, second)
+        task = TRIED["task"] if first == "front" else first
+        rate = float(rest[0]) if first == "front" else best_rate(found, second)
+        point = {"task": task, "method": second, "steps": options.steps, "seed": 0, "lr": rate}
         point |= timed(process(does="train", **point), options.busy)
-        return point | process(does="after", task=first, method=second) | loaded()
+        return point | process(does="after", task=task, method=second) | loaded()
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -221,7 +225,7 @@ def main() -> None:
     about |= {"command": machine.command(), "validated_on": VALID, **model.about(place)}
     found = points.run(options, about, keys(), lambda key, has: measure(key, has, options))
     for point in found.values():
-        if point["key"].split("/")[0] in TASKS:
+        if point["key"].split("/")[0] in (*TASKS, "front"):
             point.update(predicted(point, place))
     points.keep(options.out, about, found, keys())
     print(f"{len(found)} of {len(keys())} points in {options.out}, {time.time() - began:.0f} s")

@@ -9,7 +9,7 @@ import pytest
 from minilora import budget
 from minilora.budget.published import peers
 from minilora.budget.setup import make
-from tools import readme
+from tools import memory_tables
 from tools.project import ROOT
 
 FOUND = json.loads((ROOT / "benchmarks" / "results" / "peers.json").read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def test_the_table_covers_ten_setups_and_the_sources():
     assert FOUND["sources"] == {
         peer.name: {"source": peer.source, "reading": peer.reading} for peer in peers.PEERS
     }
-    text = readme.peers_table()
+    text = memory_tables.peers_table()
     assert all(row["told"] in text for row in FOUND["rows"]) and all(
         peer.name in text for peer in peers.PEERS
     )
