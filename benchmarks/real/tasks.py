@@ -4,13 +4,15 @@ and what is forgotten.
 What it replaces: a claim that small models can be fine-tuned at home.
 How it works: the points of `results/real-tasks.json`, each from fresh processes (kit/points.py):
 
-    rate/METHOD/LR   a short run on extract with a seed of its own, and its validation loss; the
-                     best rate, which must have a worse one on either side, is taken for all tasks
+    rate/METHOD/LR   a short run on extract with a seed of its own, and its validation loss. The
+                     best must have a worse one on either side. For full fine-tuning it is taken;
+                     for adapters the next lower one: over all steps the best of the short runs
+                     costs nearly all that the model knew (front/lora/0.01)
     base/TASK        the base's score
     text/METHOD      the base's loss on real text, for qlora in 4 bits
     TASK/METHOD      finetune's own run; its score on the test split, and its loss on real text,
                      which rises as the model forgets
-    front/METHOD/LR  the same on extract at lower rates: what is learned against what is forgotten
+    front/METHOD/LR  the same on extract at other rates: what is learned against what is forgotten
 
 The peak is that of the process's resident set, as the system counts it; beside it stands how much
 was resident when the libraries were there and the model was not. The prediction is the one with
@@ -38,7 +40,8 @@ RESULTS = machine.RESULTS / "real-tasks.json"
 TASKS, METHODS = ("extract", "mood", "style", "sums"), ("lora", "qlora", "full")
 ADAPTERS = (1e-3, 3e-3, 1e-2, 3e-2)
 RATES = {"lora": ADAPTERS, "qlora": ADAPTERS, "full": (3e-5, 1e-4, 3e-4, 1e-3)}
-FRONT = {"lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4)}
+TAKEN = {"lora": 3e-3, "qlora": 3e-3, "full": 3e-4}
+FRONT = {"lora": (1e-3, 1e-2), "full": (1e-4,)}
 BATCH, VALID = 8, 16
 TRIED = {"task": "extract", "steps": 15, "seed": 1}
 
@@ -181,7 +184,8 @@ def measure(key: str, found: dict[str, dict], options) -> dict:
             point["steps"] = min(TRIED["steps"], options.steps)
             return point | timed(process(does="train", **point), options.busy)
         task = TRIED["task"] if first == "front" else first
-        rate = float(rest[0]) if first == "front" else best_rate(found, second)
+        best_rate(found, second)  # the trials are there, and their grid is closed
+        rate = float(rest[0]) if first == "front" else TAKEN[second]
         point = {"task": task, "method": second, "steps": options.steps, "seed": 0, "lr": rate}
         point |= timed(process(does="train", **point), options.busy)
         return point | process(does="after", task=task, method=second) | loaded()
