@@ -103,12 +103,18 @@ def _trials(points: dict[str, dict], tried: dict) -> str:
         if runs:
             best[method] = min(runs, key=lambda run: run["valid_loss"])["lr"]
     told = ", ".join(f"{TITLES[method]} {rate:g}" for method, rate in best.items())
-    return (
-        f"Trials of {tried['steps']} steps on {tried['task']} with seed {tried['seed']}, over grids "
-        f"open at neither end, were best at: {told}. Over all steps the adapters' best costs nearly "
-        "all that the model knew (next table), so they got the next lower rate. One seed each: no "
-        "verdict between methods."
+    said = (
+        f"Trials of {tried['steps']} steps on {tried['task']} with seed {tried['seed']}, over "
+        f"grids open at neither end, were best at: {told}."
     )
+    high, before = points.get(f"front/lora/{best.get('lora', 0):g}"), points.get("text/lora")
+    if high and before:
+        said += (
+            f" Over all steps LoRA's {high['lr']:g} raises the loss on real text by "
+            f"{high['text_loss'] - before['text_loss']:.1f} nats (next table), so adapters got the "
+            "next lower rate."
+        )
+    return said + " One seed each: no verdict between methods."
 
 
 def tasks(found: dict | None) -> str:

@@ -155,6 +155,24 @@ def test_the_table_of_tasks_joins_base_run_memory_and_forgetting():
     assert len(widths) == 1
 
 
+def test_rates_are_told_with_their_trials_and_what_the_best_of_them_costs():
+    points = [
+        {"key": f"rate/lora/{rate:g}", "lr": rate, "valid_loss": loss}
+        for rate, loss in ((1e-3, 0.2), (1e-2, 0.1), (3e-2, 9.0))
+    ]
+    run = {"hits": 93, "of": 100, "valid_loss": 0.003, "steps": 60, "method": "lora"}
+    points.append({"key": "text/lora", "text_loss": 3.0})
+    found = ABOUT | {"points": points, "tried": {"task": "extract", "seed": 1, "steps": 15}}
+    assert "best at: LoRA 0.01. One seed each" in real_tables.tasks(found)
+    points.append({"key": "front/lora/0.01", "lr": 1e-2, "text_loss": 8.5, **run})
+    points.append({"key": "front/lora/0.001", "lr": 1e-3, "text_loss": 3.25, **run})
+    assert "LoRA's 0.01 raises the loss on real text by 5.5 nats" in real_tables.tasks(found)
+    lines = real_tables.front(found).splitlines()
+    assert lines[2] == "| LoRA, 0.001 | 93 | 0.0030 | 3.250 | +0.250 |"
+    assert lines[3] == "| LoRA, 0.01 | 93 | 0.0030 | 8.500 | +5.500 |"
+    assert real_tables.front(None).startswith("To come")
+
+
 def test_the_table_of_speed_marks_what_missed_its_goal():
     step = {"key": "lora/1", "ms": {"minilora": 900.0, "peft": 1000.0}, "goal": 0.8}
     step |= {"ratios": {"peft": [0.9, 0.88, 0.92]}, "threads": 1, "rounds": 7, "load": [0.1, 1]}
