@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from statistics import mean
 
-PLACES = {"q_proj,v_proj": "q and v", "all": "all linears"}
 HEAD = (
     "| what is trained | numbers | bits of facts a number | rate | recalled, % | bits stored a "
     "number | loss of its own text | look-ups right, % |"
@@ -23,7 +22,7 @@ def capacity(found: dict | None) -> str:
         return "To come: `python -m benchmarks.tasks.capacity` fills this table."
     kinds: dict[tuple, list[dict]] = {}
     for run in found["runs"]:
-        kinds.setdefault((run["method"], run["targets"], run["rank"]), []).append(run)
+        kinds.setdefault((run["method"], str(run["targets"]), run["rank"]), []).append(run)
     lines = [HEAD, "| --- |" + " ---: |" * (HEAD.count("|") - 2)]
     lines += ["| " + " | ".join(_cells(runs)) + " |" for runs in kinds.values()]
     first, seeds = found["runs"][0], sorted({run["seed"] for run in found["runs"]})
@@ -47,7 +46,11 @@ def _cells(runs: list[dict]) -> list[str]:
     """A kind's line: mean over its seeds."""
     first = runs[0]
     offered = 6 * math.log2(10) * first["facts"]
-    lora = f"LoRA {first['rank']} on {PLACES.get(first['targets'], first['targets'])}"
+    where = first["targets"]
+    place = (
+        "all linears" if where == "all" else " and ".join(n.removesuffix("_proj") for n in where)
+    )
+    lora = f"LoRA {first['rank']} on {place}"
     recalled = [100 * run["recall"] / run["asked"] for run in runs]
     return [
         lora if first["method"] == "lora" else "all weights",

@@ -30,7 +30,7 @@ from benchmarks.kit.short_runs import RESULTS, sweep
 
 FACTS, EXPOSURES, BATCH, ASKED = 300, 75, 64, 200
 SEEDS, TRIED = (0, 1, 2), 9
-RANKS = {"q_proj,v_proj": (1, 2, 4, 8, 16), "all": (1, 4, 16)}
+PLACES = (("all", (1, 4, 16)), (["q_proj", "v_proj"], (1, 2, 4, 8, 16)))  # targets, ranks
 RATES = {"lora": (1e-3, 3.16e-3, 1e-2), "full": (3.16e-4, 1e-3, 3.16e-3)}
 GRID = tuple(round(10 ** (half / 2), 2 - math.floor(half / 2)) for half in range(-10, 1))
 PARTS = ("rates", "ranks")
@@ -40,7 +40,7 @@ def kinds() -> list[dict]:
     """What is compared: LoRA by place and rank, and full fine-tuning."""
     found = [
         {"method": "lora", "targets": place, "rank": rank, "alpha": 2 * rank}
-        for place, ranks in RANKS.items()
+        for place, ranks in PLACES
         for rank in ranks
     ]
     return [*found, {"method": "full", "targets": "all", "rank": 0, "alpha": 0}]

@@ -5,7 +5,7 @@ from tools.capacity_table import HEAD, capacity
 
 def run(seed, recall, rank=2, method="lora", bits=3000.0):
     return {
-        **dict(method=method, targets="q_proj,v_proj", rank=rank, seed=seed, recall=recall),
+        **dict(method=method, targets=["q_proj", "v_proj"], rank=rank, seed=seed, recall=recall),
         **dict(asked=200, facts=300, steps=352, batch_size=64, trained=8960, lr=0.01, bits=bits),
         "before": {"loss": 1.034, "lookup": 0.98},
         "after": {"loss": 2.0 + seed, "lookup": 0.5},
