@@ -28,7 +28,7 @@ def add_arguments(parser) -> None:
     add(
         "--data",
         required=True,
-        help="a data folder, a .jsonl file, or a shipped task: extract, mood, style, sums "
+        help="a data folder, a .jsonl file, or a shipped task: extract, facts, mood, style, sums "
         "(default: none: it is needed)",
     )
     add(
@@ -82,6 +82,19 @@ def place(args, data: Path) -> Path | None:
     return outputs.require_file(args.out, "--out", read, args.overwrite)
 
 
+def split_of(data: Path, asked: str | None) -> str:
+    """The split to ask: test, if none is named. Raises MiniloraError where a folder has others
+    alone.
+    """
+    if asked is None and data.is_dir() and not (data / "test.jsonl").is_file():
+        there = [each for each in ("valid", "train") if (data / f"{each}.jsonl").is_file()]
+        if there:
+            raise MiniloraError(
+                f"no test.jsonl in {data}; to ask what is there, add --split {there[0]}"
+            )
+    return asked or "test"
+
+
 def run(args) -> int:
     from ..text.examples import read_split
     from ..text.prompts import messages_of
@@ -96,7 +109,7 @@ def run(args) -> int:
     with outputs.alone(out) if out is not None else contextlib.nullcontext():
         if out is not None:
             place(args, data)  # another may have written it meanwhile
-        examples = read_split(data, args.split or "test")[: args.limit]
+        examples = read_split(data, split_of(data, args.split))[: args.limit]
         for example in examples:
             messages_of(example)  # a bare text cannot be scored: say so before a model is loaded
 

@@ -88,7 +88,7 @@ class Settings:
     data: str | None = setting(
         None,
         "a .jsonl file, a folder with train.jsonl and valid.jsonl, or a shipped task: extract, "
-        "mood, style, sums",
+        "facts, mood, style, sums",
         "what",
         shown="none: it is needed, except with --resume",
     )

@@ -387,3 +387,11 @@ def test_an_empty_line_ends_a_chat(capsys, monkeypatch, loaded):
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n\nthree\n"))
     assert main(["generate", "--chat"]) == 0
     assert asked == ["one", "two"]
+
+
+def test_a_folder_without_a_test_split_says_which_one_can_be_asked(capsys):
+    assert main(["evaluate", "--model", "tiny", "--data", "facts"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].endswith("to ask what is there, add --split train")
+    told = ["--split", "train", "--limit", "2"]
+    assert main(["evaluate", "--model", "tiny", "--data", "facts", *told]) == 0
