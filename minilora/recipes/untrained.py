@@ -36,8 +36,9 @@ def untrained_tokens(table: Tensor) -> list[int]:
     if len(table) > LARGEST:
         return []
     directions = torch.nn.functional.normalize(table.detach().float().cpu(), dim=1)
-    near = directions @ directions.T >= NEAR  # (V, V)
-    found = near[near.sum(1).argmax()].nonzero().flatten().tolist()
+    # some rows at a time: all cosines at once would be V² numbers, more than the model has
+    near = torch.cat([(part @ directions.T >= NEAR).sum(1) for part in directions.split(256)])
+    found = (directions @ directions[near.argmax()] >= NEAR).nonzero().flatten().tolist()
     return found if len(found) >= FEWEST else []
 
 
@@ -45,21 +46,24 @@ def warn(
     model: torch.nn.Module, tokenizer: Tokenizer, rows: Sequence, name: str, data: str
 ) -> None:
     """One line on standard error if 1 % of the tokens of rows (ids, labels), or of those that are
-    to be learned, were never trained.
+    to be learned, were never trained. A table that learns itself is passed over.
     """
-    tables = (p for path, p in model.named_parameters() if path.endswith("embed_tokens.weight"))
-    unknown = set(untrained_tokens(next(tables)))
-    if not unknown:
-        return
+    frozen = (
+        table
+        for path, table in model.named_parameters()
+        if path.endswith("embed_tokens.weight") and not table.requires_grad
+    )
+    unknown = {token for table in frozen for token in untrained_tokens(table)}
     ids = Counter(token for row, _ in rows for token in row)
     labels = Counter(label for _, row in rows for label in row if label != IGNORE)
-    share = max(_share(counted, unknown) for counted in (ids, labels))
+    shares = {"tokens": _share(ids, unknown), "tokens to be learned": _share(labels, unknown)}
+    what, share = max(shares.items(), key=lambda each: each[1])
     if share < SHARE:
         return
     often = [token for token, _ in (ids + labels).most_common() if token in unknown][:SHOWN]
     pieces = ", ".join(repr(tokenizer.decode([token])) for token in often)
     print(
-        f"minilora: warning: {100 * share:.0f} % of the tokens in {printed(data)} are pieces that "
+        f"minilora: warning: {100 * share:.0f} % of the {what} in {printed(data)} are pieces that "
         f"{printed(name)} was never trained on ({pieces}): it cannot tell them apart and will "
         "write one for another; take a model that knows the words, such as --model smollm2-135m",
         file=sys.stderr,

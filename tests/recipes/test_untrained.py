@@ -16,7 +16,7 @@ BASE, TASKS = data_folder() / "base", data_folder() / "tasks"
 
 @pytest.fixture(scope="module")
 def base():
-    return Llama.from_pretrained(BASE), Tokenizer.from_pretrained(BASE)
+    return Llama.from_pretrained(BASE).requires_grad_(False), Tokenizer.from_pretrained(BASE)
 
 
 def rows_of(tokenizer, *pairs):
@@ -62,7 +62,8 @@ def test_it_is_answers_that_count_where_prompts_are_long(base, capsys):
     long = " ".join(["the old mill"] * 50)
     rows = rows_of(tokenizer, (long, "one step"))
     untrained.warn(model, tokenizer, rows, "tiny", "mine.jsonl")
-    assert "' step'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "of the tokens to be learned in mine.jsonl" in said and "' step'" in said
     untrained.warn(model, tokenizer, rows_of(tokenizer, (long + " step", "one")), "tiny", "x")
     assert capsys.readouterr().err == ""
 
@@ -82,3 +83,15 @@ def test_finetune_says_it_and_trains(tmp_path, capsys):
     assert main(["finetune", "--model", "tiny", "--data", str(data), *told]) == 0
     said = capsys.readouterr().err
     assert "was never trained on" in said and "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    "told", [["--method", "full"], ["--targets", "embed_tokens"]], ids=" ".join
+)
+def test_a_table_that_learns_is_passed_over(tmp_path, capsys, told):
+    """Its rows can still be told apart; and one under an adapter has another name."""
+    data = tmp_path / "mine.jsonl"
+    data.write_text(json.dumps({"prompt": "How?", "response": "step by step, keep it cool"}))
+    told = ["--method", "lora", *told, "--steps", "1", "--out", str(tmp_path / "run")]
+    assert main(["finetune", "--model", "tiny", "--data", str(data), *told]) == 0
+    assert "was never trained on" not in capsys.readouterr().err
