@@ -1,7 +1,7 @@
 """The table of docs/benchmarks.md on what is learned by heart: recall and bits against the numbers
 that are trained, and what the base forgets.
 
-How it works: `rows` gets the runs of benchmarks/tasks/capacity.py and puts the seeds of a kind
+How it works: `capacity` gets the runs of benchmarks/tasks/capacity.py and puts the seeds of a kind
 together; where nothing has been run yet, a line says so.
 """
 

@@ -17,9 +17,7 @@ from minilora.budget.published import peaks
 from . import capacity_table, memory_tables, moving_picture, real_tables
 from .course_table import badges, clouds, lesson_table, time_needed
 from .project import ROOT
-from .results import command as _command
-from .results import results as _results
-from .results import script as _script
+from .results import command, results, script
 
 METHODS = {
     "base": "base, untrained",
@@ -58,8 +56,8 @@ def facts() -> str:
 
 def gpu_commands() -> str:
     """How the benchmark of a card is started."""
-    command = _command("gpu.py")
-    return f"    {command} --tiny\n    {command}\n    {command} --parts b65 --fresh"
+    start = command("gpu.py")
+    return f"    {start} --tiny\n    {start}\n    {start} --parts b65 --fresh"
 
 
 def _by_task(what: str, scores: dict, cell) -> list[str]:
@@ -80,7 +78,7 @@ def _own_text(run: dict) -> str:
 
 def task_table() -> str:
     """Exact match on the test split, by task and method, and what is forgotten meanwhile."""
-    found = _results("tasks.json")
+    found = results("tasks.json")
     if not found:
         return "To come: `make bench` fills this table."
     scores = {(run["task"], run["method"]): run for run in found["runs"]}
@@ -106,7 +104,7 @@ def task_table() -> str:
         "of the base's pretraining;"
         f" one seed, {steps}; {found['machine']}, torch {found['torch'].split('+')[0]}, one thread "
         f"a run, the slowest {slowest:.0f} s; {found['date']}. "
-        f"Written by `{_script('tasks/tasks.py')}`.",
+        f"Written by `{script('tasks/tasks.py')}`.",
     ]
     return "\n".join(rows)
 
@@ -184,7 +182,7 @@ def _memory_table(rows: list[dict]) -> list[str]:
 
 def cpu_tables() -> str:
     """Speed and memory beside the libraries', and which goals were missed."""
-    found = _results("cpu.json")
+    found = results("cpu.json")
     if not found:
         return "To come: `make bench` fills this table."
     rows = found["rows"]
@@ -205,7 +203,7 @@ def cpu_tables() -> str:
             else f"{goals - missed} of {goals} goals are met; those missed are marked.",
             f"Medians of {found['rounds']} interleaved runs; {machine['processor']}, "
             f"{machine['cores']} cores; {told}; {found['date']}. "
-            f"Written by `{_script('cpu.py')}`, which says how.",
+            f"Written by `{script('cpu.py')}`, which says how.",
         ]
     )
 
@@ -226,9 +224,9 @@ def _seeds(runs: list[dict]) -> str:
 
 def training_table() -> str:
     """Fine-tuning by both backends: accuracy by seed, time of a step, memory."""
-    found = _results("peers-train.json")
+    found = results("peers-train.json")
     if not found:
-        return f"To come: `{_command('peers_train.py')}` fills this table."
+        return f"To come: `{command('peers_train.py')}` fills this table."
     records = {record["key"]: record for record in found["records"]}
     rows = [
         "| QLoRA on | exact match by seed, %: ours | theirs | ms a step: ours | theirs "
@@ -282,14 +280,14 @@ def training_table() -> str:
             f"{machine['processor']}, {machine['cores']} cores; {told}; {found['date']}. Steps of "
             "the two in turn in one process, medians; storages as the ledger counts them, of a "
             "process's resident set the rise since before the model was read. "
-            f"Written by `{_script('peers_train.py')}`.",
+            f"Written by `{script('peers_train.py')}`.",
         ]
     )
 
 
 def example() -> str:
     """The commands and what they printed."""
-    found = _results("example.json")
+    found = results("example.json")
     if not found:
         return (
             "    minilora finetune --model tiny --data extract --method qlora"
@@ -306,7 +304,7 @@ def _console(found: dict) -> str:
 
 def budget() -> str:
     """What `minilora budget` says of a run that does not fit, and its picture."""
-    found = _results("budget.json")
+    found = results("budget.json")
     if not found:
         return "    minilora budget --model llama-7b --method qlora --gpu T4"
     return (
@@ -324,7 +322,7 @@ def picture() -> str:
 
 def _real(name: str, file: str | None = None):
     """What fills the table of that name on the real model."""
-    return lambda: getattr(real_tables, name)(_results(f"real-{file or name}.json"))
+    return lambda: getattr(real_tables, name)(results(f"real-{file or name}.json"))
 
 
 README, CLI, BUDGET = "README.md", "docs/cli.md", "docs/budget.md"
@@ -366,7 +364,7 @@ FILLS = {
     "table:tasks": task_table,
     "table:cpu": cpu_tables,
     "table:training": training_table,
-    "table:capacity": lambda: capacity_table.capacity(_results("capacity.json")),
+    "table:capacity": lambda: capacity_table.capacity(results("capacity.json")),
     **{f"table:real:{name}": _real(name) for name in ("precision", "tasks", "speed")},
     "table:real:front": _real("front", "tasks"),
 }

@@ -8,6 +8,7 @@ from .project import ROOT
 
 
 def results(name: str) -> dict | None:
+    """What a results file holds; None where there is none yet."""
     path = ROOT / "benchmarks" / "results" / name
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -99,14 +99,13 @@ def run(options, about: dict, keys: Sequence[str], measure: Callable[[str, dict]
     """Measure the wanted points that are missing, and write each as it comes. measure: gets a key
     and the points there are.
     """
-    asked = wanted(keys, options.only)
     there = read(options.out)
-    left = [key for key in asked if options.again or key not in there]
+    left = [key for key in wanted(keys, options.only) if options.again or key not in there]
     if plan.only_asked(options.out, list(there.values()), len(left)):
         return there
-    for key in asked:
+    for key in left:
         points = read(options.out)
-        if key in points and not options.again:
+        if key in points and not options.again:  # another has measured it meanwhile
             continue
         point = {"key": key, **measure(key, points)}
         points = read(options.out)  # another may have written meanwhile

@@ -40,7 +40,6 @@ RESULTS = machine.RESULTS / "real-tasks.json"
 TASKS, METHODS = ("extract", "mood", "style", "sums"), ("lora", "qlora", "full")
 ADAPTERS = (1e-3, 3e-3, 1e-2, 3e-2)
 RATES = {"lora": ADAPTERS, "qlora": ADAPTERS, "full": (3e-5, 1e-4, 3e-4, 1e-3)}
-TAKEN = {"lora": 3e-3, "qlora": 3e-3, "full": 3e-4}
 FRONT = {"lora": (1e-3, 1e-2), "full": (1e-4,)}
 BATCH, VALID = 8, 16
 TRIED = {"task": "extract", "steps": 15, "seed": 1}
@@ -68,6 +67,12 @@ def best_rate(found: dict[str, dict], method: str) -> float:
     if best in (min(trials), max(trials)):
         raise SystemExit(f"{method}: {best:g} is best and at an end; add a rate beyond it to RATES")
     return best
+
+
+def taken_rate(found: dict[str, dict], method: str) -> float:
+    """The rate of the runs on all tasks: the best one, or, for adapters, the next lower one."""
+    best = best_rate(found, method)
+    return best if method == "full" else max(rate for rate in RATES[method] if rate < best)
 
 
 def settings_of(point: dict, data: str):
@@ -184,8 +189,7 @@ def measure(key: str, found: dict[str, dict], options) -> dict:
             point["steps"] = min(TRIED["steps"], options.steps)
             return point | timed(process(does="train", **point), options.busy)
         task = TRIED["task"] if first == "front" else first
-        best_rate(found, second)  # the trials are there, and their grid is closed
-        rate = float(rest[0]) if first == "front" else TAKEN[second]
+        rate = float(rest[0]) if first == "front" else taken_rate(found, second)
         point = {"task": task, "method": second, "steps": options.steps, "seed": 0, "lr": rate}
         point |= timed(process(does="train", **point), options.busy)
         return point | process(does="after", task=task, method=second) | loaded()

@@ -339,10 +339,7 @@ def main() -> None:
     left = [key for key in keys(options) if options.again or key not in {r["key"] for r in there}]
     if plan.only_asked(RESULTS, there, len(left)):
         return
-    for key in keys(options):
-        have = {record["key"] for record in read().get("records", [])}
-        if key in have and not options.again:
-            continue
+    for key in left:
         record = exact(key, options.work) if key.split()[1] == "exact" else in_new_process(key)
         keep({"key": key, **record})
         print(

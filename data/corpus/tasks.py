@@ -193,7 +193,7 @@ def apart(splits: dict[str, list[dict]], task: str, seed: int = 0) -> None:
         mine = {row["prompt"] for row in rows}
         more = drawn(task, split, seed)
         for row in rows:
-            while row["prompt"] in taken:
+            if row["prompt"] in taken:
                 row["prompt"], row["response"] = next(
                     (p, r) for p, r in more if p not in mine | taken
                 )

@@ -89,7 +89,7 @@ def test_the_readme_shows_both_sides_and_leaves_open_what_was_not_measured(monke
         "records": records,
         "versions": {"torch": "2+cpu", "transformers": "5", "peft": None, "bitsandbytes": "1"},
     }
-    monkeypatch.setattr(readme, "_results", lambda name: found)
+    monkeypatch.setattr(readme, "results", lambda name: found)
     text = readme.training_table()
     assert (
         "| mood, processor | 50.0 (60 steps); 95.0 95.5 (300 steps) | 94.0 (300 steps) | 250 "

@@ -59,6 +59,9 @@ def test_the_best_rate_is_that_of_the_least_loss_and_lies_inside():
         f"rate/qlora/{r:g}": {"valid_loss": abs(r - middle)} for r in (low, middle, *more, high)
     }
     assert tasks.best_rate(found, "qlora") == middle
+    assert tasks.taken_rate(found, "qlora") == low
+    full = {f"rate/full/{r:g}": {"valid_loss": abs(r - 3e-4)} for r in tasks.RATES["full"]}
+    assert tasks.taken_rate(full, "full") == 3e-4
     for end in (low, high):
         at_end = {**found, f"rate/qlora/{end:g}": {"valid_loss": -1.0}}
         with pytest.raises(SystemExit, match=f"{end:g} is best and at an end"):
