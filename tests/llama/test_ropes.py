@@ -19,6 +19,7 @@ STRETCHED = {
     "yarn, old spelling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8},
     "yarn, all its numbers": YARN
     | {"beta_fast": 4.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 0.5, "truncate": False},
+    "yarn, unrounded": YARN | {"original_max_position_embeddings": 4096, "truncate": False},
     "yarn, its own temperature": YARN | {"attention_factor": 1.3},
     "yarn, no old length": {"rope_type": "yarn", "factor": 2.0},
     "linear": {"type": "linear", "factor": 3},

@@ -338,3 +338,16 @@ def fused_equals_plain():
 )
 def test_an_essential_of_lora(holds):
     assert holds()
+
+
+def test_a_layer_that_only_one_of_two_adapters_has_gets_that_ones_share():
+    """Its part is lower than the mixture, whose other rows stay zero there."""
+    model = tiny()
+    scramble(lora.add_lora(model, 2, 5, ["q_proj"], name="a"))
+    scramble(lora.add_lora(model, 1, 5, ["q_proj", "down_proj"], name="b"))
+    scramble(lora.add_lora(model, 3, 5, ["q_proj", "up_proj"], name="c"))
+    lora.mix_adapters(model, ["a", "b", "c"], [0.7, -0.4, 2.0], "all", "cat")
+    layers = lora.adapted_layers(model)
+    for path, name, weight in (("down_proj", "b", -0.4), ("up_proj", "c", 2.0)):
+        layer = layers[f"model.layers.1.mlp.{path}"]
+        torch.testing.assert_close(layer.delta("all"), weight * layer.delta(name))

@@ -1,5 +1,7 @@
 """A run's memory, foreseen and measured."""
 
+import importlib
+
 import pytest
 
 from minilora.recipes import memory_told
@@ -71,3 +73,14 @@ def test_where_the_heap_cannot_be_told_or_nothing_is_known_nothing_is_said(monke
     for predicted, free in ((2e9, 1e9), (None, 1e9), (2e9, None)):
         memory_told.avoid_holes(Foreseen(None, predicted), free, told.append)
     assert not told
+
+
+def test_a_row_that_is_learned_whole_gets_a_logit_for_all_but_its_first_token(monkeypatch):
+    asked = []
+    room = importlib.import_module("minilora.budget.estimate")
+    monkeypatch.setattr(room, "estimate", lambda setup: asked.append(setup) or 1 / 0)
+    found = rows(30, learned=30)
+    assert (
+        foresee(Settings(data="x", batch=4), data_folder() / "base", "cpu", found).beside() is None
+    )
+    assert asked[0].learned == 4 * 29

@@ -3,6 +3,7 @@ say.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import islice
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from minilora.cli.main import main
 from minilora.errors import MiniloraError
 from minilora.recipes import pretrain
+from minilora.system.files import data_folder
 
 
 def test_attention_by_products_is_attention():
@@ -187,3 +189,17 @@ def test_without_muon_all_else_runs(tiny_folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "a/adapter_model.safetensors").is_file()
+
+
+def test_the_shipped_base_is_what_a_plan_makes_and_its_card_what_its_files_say(tmp_path):
+    """The configuration field by field, the card byte by byte."""
+    base = data_folder() / "base"
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    made = pretrain.make_config(pretrain.Plan()).to_hf()
+    assert {name: config[name] for name in made if name in config} == {
+        name: value for name, value in made.items() if name in config
+    }
+    for name in ("model.safetensors", "training.json"):
+        shutil.copy(base / name, tmp_path)
+    pretrain.describe(tmp_path, pretrain.POSITIONS)
+    assert (tmp_path / "README.md").read_bytes() == (base / "README.md").read_bytes()

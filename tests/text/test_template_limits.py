@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from minilora.errors import MiniloraError
-from minilora.text import template_limits
+from minilora.text import template, template_limits
 from minilora.text.template import compile_template, render
 
 MESSAGES = [{"role": "user", "content": "who?"}]
@@ -59,6 +59,7 @@ GROWING = {
     "replace nothing": "{{ ('a' * 99999)|replace('', 'b' * 99999) }}",
     "join": "{{ ('b' * 99999).join('a' * 99999) }}",
     "the filter join": "{{ range(99999)|join('b' * 99999) }}",
+    "the filter join of few": "{{ range(3000)|join('b' * 99999) }}",
     "join what map makes": "{{ range(99999)|map('string')|map('center', 9999)|join }}",
     "translate": "{{ 'a'.translate({97: 'x' * 99999}) }}",
     "to_bytes": "{{ (5).to_bytes(10**9, 'big') }}",
@@ -90,7 +91,9 @@ def test_a_template_that_loops_or_grows_is_stopped(name, monkeypatch):
 STEPS = ["*", "* of a list", "%", "format", "zfill", "center", "replace", "join", "to_bytes"]
 
 
-@pytest.mark.parametrize("name", [*STEPS, "the filter join", "batch", "indent", "tojson", "~"])
+@pytest.mark.parametrize(
+    "name", [*STEPS, "the filter join", "the filter join of few", "batch", "indent", "tojson", "~"]
+)
 def test_a_step_that_would_be_large_is_not_taken(name):
     """What is weighed when it is there has filled the memory by then."""
     tracemalloc.start()
@@ -233,3 +236,9 @@ def test_each_thread_and_each_text_has_its_own_meter(monkeypatch):
     [thread.join() for thread in threads]
     assert found == ["who?"] * 12
     gc.collect()
+
+
+@pytest.mark.parametrize("size", [199, 200, 201, 900])
+def test_a_templates_own_words_are_cut_at_two_hundred(size):
+    said = template._short(ValueError("x" * size))
+    assert said == "x" * size if size <= 200 else said == "x" * 199 + "…"

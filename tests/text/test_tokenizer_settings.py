@@ -1,12 +1,13 @@
 """What stands beside tokenizer.json: templates by name, special tokens, BOS, and odd values."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tokenizers_of_kinds import BOS, folder_of
 
 from minilora.errors import MiniloraError
-from minilora.text import Tokenizer, encode_example
+from minilora.text import Tokenizer, encode_example, tokenizer_settings
 
 NAMED = {"tool_use": "tools", "rag": "documents"}
 
@@ -169,3 +170,13 @@ def test_a_template_that_is_no_text_is_one_line(tmp_path):
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{")
     with pytest.raises(MiniloraError, match="chat_template.jinja holds bytes that are no UTF-8"):
         Tokenizer.from_pretrained(folder)
+
+
+def test_a_text_that_its_own_processor_takes_apart_has_no_opening():
+    """Where the bare text is not in the whole one, nothing can be said to stand before it."""
+
+    def encode(text, add_special_tokens=True):
+        return SimpleNamespace(ids=[1, 8] if add_special_tokens else [7])
+
+    backend = SimpleNamespace(post_processor=object(), encode=encode)
+    assert tokenizer_settings.opening(backend, {}, 1) == []

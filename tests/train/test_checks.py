@@ -8,6 +8,7 @@ import torch
 from minilora import lora, train
 from minilora.llama import Llama
 from minilora.text import IGNORE, Tokenizer, collate, encode_rows
+from minilora.train import checks
 
 
 @pytest.fixture
@@ -303,3 +304,14 @@ def test_a_row_without_an_answer_is_found_before_its_turn_comes(model, rows, sil
     """Alone in its step it would count as a loss of zero."""
     with pytest.raises(train.CheckFailed, match="row 3 of the data has nothing to learn"):
         train.fit(model, [*rows, silent], steps=1, batch_size=1, progress=False)
+
+
+def test_an_end_that_the_mask_hides_belongs_to_its_row_wherever_it_stands(model):
+    """Padding is the EOS, and the mask was made as `ids != pad`: each row keeps one of them, a row
+    of one word as well.
+    """
+    end = model.config.eos_token_id
+    ids = torch.tensor([[9, end, end, end], [9, 8, end, end], [9, 8, 7, end]])
+    labels = ids.clone()
+    found = checks._rows(model, ids, labels, (ids != end).long())
+    assert [row for row, _ in found] == [[9, end], [9, 8, end], [9, 8, 7, end]]
