@@ -1,4 +1,4 @@
-"""LoRA layers against PEFT's: outputs, gradients, merges, mixtures and mixed batches."""
+"""LoRA layers against PEFT's: outputs, gradients, merges, dropout and patterns."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_sizes import sizes
+from lora_beside_peft import IDS, VARIANTS, llama, logits, peft_twin, scramble, toy
 from torch import nn
 
 from minilora import lora
@@ -15,64 +15,6 @@ from minilora.lora.layer import LoRALinear
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
-
-VARIANTS = ["lora", "rslora", "dora", "rsdora"]
-
-
-class Toy(nn.Module):
-    """Linear layers of unlike sizes, one with a bias, an embedding and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(11, 6)
-        self.wide = nn.Linear(6, 10)
-        self.narrow = nn.Linear(10, 7, bias=False)
-        self.lm_head = nn.Linear(7, 11, bias=False)
-
-    def forward(self, ids):
-        return self.lm_head(torch.tanh(self.narrow(torch.tanh(self.wide(self.embed_tokens(ids))))))
-
-
-def toy(seed=0, dtype=torch.float32):
-    torch.manual_seed(seed)
-    return Toy().to(dtype)
-
-
-def llama(tied=False, dtype=torch.float32):
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        **sizes(vocab=48, hidden=24, ffn=40, layers=2, heads=4, kv_heads=2, context=32),
-        tie_word_embeddings=tied,
-    )
-    return transformers.LlamaForCausalLM(config).eval().to(dtype)
-
-
-def scramble(model, seed=3):
-    """Random, non-zero numbers in everything that trains, so that no error can hide behind B =
-    0.
-    """
-    torch.manual_seed(seed)
-    for parameter in lora.trainable_parameters(model):
-        noise = torch.randn(parameter.shape, dtype=parameter.dtype)
-        parameter.data.copy_(parameter.data + 0.1 * noise if parameter.ndim == 1 else 0.3 * noise)
-    return model
-
-
-def peft_twin(base, config, model, name="default"):
-    """PEFT's model with the weights of our adapter, set through PEFT's own function."""
-    twin = peft.get_peft_model(copy.deepcopy(base), config, adapter_name=name)
-    state = lora.adapter_state(model, name)
-    result = peft.set_peft_model_state_dict(twin, state, adapter_name=name)
-    assert not result.unexpected_keys
-    return twin
-
-
-def logits(model, ids):
-    out = model(ids)
-    return out if isinstance(out, torch.Tensor) else out.logits
-
-
-IDS = torch.tensor([[1, 5, 2, 9], [3, 3, 0, 10], [7, 8, 4, 6]])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -359,72 +301,6 @@ def test_dropout_drops_the_detour_alone_as_peft_does():
         torch.testing.assert_close(logits(ours, IDS), logits(twin, IDS), rtol=1e-6, atol=1e-6)
 
 
-def test_several_adapters_and_different_ones_in_a_batch():
-    base = llama()
-    ours = copy.deepcopy(base)
-    for name, rank in (("a", 2), ("b", 3), ("c", 4)):
-        scramble(lora.add_lora(ours, rank, 5, ["q_proj", "down_proj"], name=name), seed=rank)
-    twin = peft.get_peft_model(
-        copy.deepcopy(base),
-        peft.LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "down_proj"]),
-        "a",
-    )
-    for name, rank in (("b", 3), ("c", 4)):
-        twin.add_adapter(
-            name, peft.LoraConfig(r=rank, lora_alpha=5, target_modules=["q_proj", "down_proj"])
-        )
-    for name in "abc":
-        peft.set_peft_model_state_dict(twin, lora.adapter_state(ours, name), adapter_name=name)
-    twin.eval()
-    ids = torch.randint(0, 48, (4, 6))
-    for names in (["a"], ["b"], ["c"], ["a", "c"], ["c", "a", "b"]):
-        lora.use_adapter(ours, names)
-        twin.base_model.set_adapter(names)
-        assert torch.equal(logits(ours, ids), logits(twin, ids)), names
-    rows = ["b", "__base__", "a", "b"]
-    with lora.mixed_batch(ours, rows):
-        mixed = logits(ours, ids)
-    assert torch.equal(mixed, twin(ids, adapter_names=rows).logits)
-    for i, name in enumerate(rows):
-        single = (
-            logits(base, ids) if name == "__base__" else logits(lora.use_adapter(ours, name), ids)
-        )
-        torch.testing.assert_close(mixed[i], single[i], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ["cat", "linear", "svd"])
-def test_mixtures_equal_add_weighted_adapter(method):
-    base = llama()
-    ours = copy.deepcopy(base)
-    ranks = (3, 3) if method == "linear" else (2, 4)
-    targets = ["q_proj", "down_proj", "embed_tokens"]
-    for name, rank in zip("ab", ranks):
-        scramble(lora.add_lora(ours, rank, 5, targets, name=name), seed=ord(name))
-    twin = peft.get_peft_model(
-        copy.deepcopy(base), peft.LoraConfig(r=ranks[0], lora_alpha=5, target_modules=targets), "a"
-    )
-    twin.add_adapter("b", peft.LoraConfig(r=ranks[1], lora_alpha=5, target_modules=targets))
-    for name in "ab":
-        peft.set_peft_model_state_dict(twin, lora.adapter_state(ours, name), adapter_name=name)
-    lora.mix_adapters(ours, ["a", "b"], [0.7, -0.4], "both", method)
-    twin.add_weighted_adapter(["a", "b"], [0.7, -0.4], "both", combination_type=method)
-    twin.set_adapter("both")
-    theirs = peft.get_peft_model_state_dict(twin, adapter_name="both")
-    mine = lora.adapter_state(ours, "both")
-    if method == "svd":
-        ids = torch.randint(0, 48, (2, 5))
-        torch.testing.assert_close(
-            logits(ours, ids), logits(twin.eval(), ids), rtol=1e-4, atol=1e-5
-        )
-    else:
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    if method == "cat":  # exact: the mixture is the weighted sum of the changes
-        layer = lora.adapted_layers(ours)["model.layers.0.self_attn.q_proj"]
-        torch.testing.assert_close(
-            layer.delta("both"), 0.7 * layer.delta("a") - 0.4 * layer.delta("b")
-        )
-
-
 def test_patterns_give_each_layer_pefts_rank_and_scale():
     base = llama()
     rank_pattern, alpha_pattern = {"q_proj": 5, r"layers\.1\.mlp\.down_proj": 2}, {"down_proj": 9}
@@ -441,91 +317,6 @@ def test_patterns_give_each_layer_pefts_rank_and_scale():
     ids = torch.randint(0, 48, (2, 5))
     assert torch.equal(logits(ours, ids), logits(twin, ids))
     assert ours.model.layers[1].mlp.down_proj.lora_A["default"].shape == (2, 40)
-
-
-def test_pissa_is_bit_equal_to_peft_and_keeps_the_output():
-    base = llama()
-    ours = lora.add_lora(copy.deepcopy(base), 4, 6, init="pissa")
-    twin = peft.get_peft_model(
-        copy.deepcopy(base),
-        peft.LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights="pissa"),
-    )
-    ids = torch.randint(0, 48, (2, 5))
-    assert torch.equal(logits(ours, ids), logits(twin, ids))
-    torch.testing.assert_close(logits(ours, ids), logits(base, ids), rtol=1e-3, atol=1e-4)
-    layer, W = ours.model.layers[0].mlp.up_proj, base.model.layers[0].mlp.up_proj.weight
-    values = torch.linalg.svdvals(layer.delta("default"))
-    torch.testing.assert_close(values[:4], torch.linalg.svdvals(W)[:4], rtol=1e-4, atol=1e-5)
-    assert values[4] < 1e-5
-
-
-def test_loftq_begins_nearer_to_the_weight_than_quantization_alone():
-    from minilora.quantize import quantize
-
-    torch.manual_seed(0)
-    W = torch.randn(64, 128)
-    nf4 = torch.as_tensor(quantize(W, "nf4").dequantize())
-    errors = [torch.linalg.norm(W - nf4)]
-    for iterations in (1, 5):
-        Q, A, B = lora.loftq(W, 8, 0.5, iterations)
-        errors.append(torch.linalg.norm(W - Q - 0.5 * B @ A))
-    assert errors[2] < errors[1] < 0.95 * errors[0]
-    # PEFT's steps for one iteration and scale 1, written out: nf4, then the SVD of what is left;
-    # another scale changes nothing
-    U, S, Vh = torch.linalg.svd(W - nf4, full_matrices=False)
-    for scale in (1.0, 0.5):
-        Q, A, B = lora.loftq(W, 8, scale)
-        assert torch.equal(Q, nf4)
-        torch.testing.assert_close(
-            scale * B @ A, U[:, :8] @ torch.diag(S[:8]) @ Vh[:8], rtol=1e-4, atol=1e-5
-        )
-
-
-def test_loraplus_groups_hold_pefts_rates():
-    from peft.optimizers import create_loraplus_optimizer
-
-    base = toy()
-    targets = ["embed_tokens", "wide", "narrow"]
-    ours = scramble(lora.add_lora(copy.deepcopy(base), 3, 7, targets, variant="dora"))
-    twin = peft_twin(
-        base, peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, use_dora=True), ours
-    )
-    theirs = create_loraplus_optimizer(
-        twin, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=12, loraplus_weight_decay=0.1
-    )
-    mine = torch.optim.AdamW(lora.loraplus_groups(ours, 1e-3, 12, weight_decay=0.1))
-    rates = []
-    for optimizer in (mine, theirs):
-        rates.append(
-            sorted(
-                (tuple(p.shape), g["lr"], g["weight_decay"])
-                for g in optimizer.param_groups
-                for p in g["params"]
-            )
-        )
-    assert rates[0] == rates[1]
-
-
-def test_starting_distributions_are_pefts():
-    torch.manual_seed(0)
-    model = lora.add_lora(
-        nn.Sequential(nn.Linear(400, 300), nn.Embedding(500, 40)), 16, 16, ["0", "1"]
-    )
-    A = model[0].lora_A["default"]
-    assert (
-        A.abs().max() <= 1 / 400**0.5
-        and A.abs().max() > 0.99 / 400**0.5
-        and abs(A.std() * 400**0.5 - 3**-0.5) < 0.02
-    )
-    assert not model[0].lora_B["default"].any() and not model[1].lora_embedding_A["default"].any()
-    assert abs(model[1].lora_embedding_B["default"].std() - 1) < 0.1
-    gaussian = lora.add_lora(
-        nn.Sequential(nn.Linear(400, 300)), 16, init="gaussian", targets=["0"]
-    )[0]
-    assert (
-        abs(gaussian.lora_A["default"].std() * 16 - 1) < 0.03
-        and not gaussian.lora_B["default"].any()
-    )
 
 
 def test_targets_all_is_pefts_all_linear():
