@@ -351,3 +351,13 @@ def test_a_layer_that_only_one_of_two_adapters_has_gets_that_ones_share():
     for path, name, weight in (("down_proj", "b", -0.4), ("up_proj", "c", 2.0)):
         layer = layers[f"model.layers.1.mlp.{path}"]
         torch.testing.assert_close(layer.delta("all"), weight * layer.delta(name))
+
+
+def test_a_mixed_batch_is_sorted_on_the_models_own_device():
+    """ "meta" stands for a card: it refuses an index of another device as a card does."""
+    model = tiny()
+    for name in "ab":
+        lora.add_lora(model, 2, 5, name=name)
+    model, ids = model.to("meta"), torch.empty((3, 5), dtype=torch.long, device="meta")
+    with lora.mixed_batch(model, ["b", "__base__", "a"]):
+        assert model(ids).device.type == "meta"
